@@ -1,0 +1,280 @@
+"""Runs TPC-H on Aubade (a cluster of processes on loopback), DataFusion and DuckDB, interleaved.
+
+Every engine has a process of its own that stays up, and answers the same query texts over the same
+generated data. Within a repetition each query goes to every engine before the next query, and the
+order of the engines rotates, so that a busy moment of the machine hits all of them alike.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1] / "tests" / "clients"))
+
+from cluster import Cluster, binary  # noqa: E402
+from records import query_record  # noqa: E402
+
+ENGINES = ("aubade", "datafusion", "duckdb")
+Q6_COLUMNS = ("l_shipdate", "l_discount", "l_quantity", "l_extendedprice")
+MIB = 1024 * 1024
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scale", type=float, default=1.0, help="TPC-H scale factor")
+    parser.add_argument("--runs", type=int, default=5, help="timed repetitions of every query")
+    parser.add_argument("--queries", default="1-22", help="for example 1,6 or 1-22")
+    parser.add_argument("--nodes", type=int, default=6, help="storage nodes")
+    parser.add_argument("--copies", type=int, default=6, help="replicas of every segment")
+    parser.add_argument("--memory-limit", default="8GiB", help="of the coordinator")
+    parser.add_argument("--work-dir", type=pathlib.Path, help="keep the data here (default: a temporary folder)")
+    parser.add_argument("--json", type=pathlib.Path, help="write all measurements to this file")
+    return parser.parse_args()
+
+
+def numbers(text):
+    """The query numbers in a text like `1,3-5`."""
+    found = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        found.extend(range(int(first), int(last or first) + 1))
+    return found
+
+
+class Worker:
+    """The process of one engine."""
+
+    def __init__(self, name, where):
+        self.name = name
+        command = [sys.executable, str(HERE / "engines.py"), name, str(where)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._read()
+
+    def _read(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"the {self.name} process ended with {self.process.wait()}")
+        return json.loads(line)
+
+    def run(self, sql, rows=False):
+        self.process.stdin.write(json.dumps({"sql": sql, "rows": rows}) + "\n")
+        self.process.stdin.flush()
+        reply = self._read()
+        if "error" in reply:
+            raise SystemExit(f"{self.name} failed:\n{reply['error']}\n{sql}")
+        return reply
+
+    def stop(self):
+        self.process.stdin.close()
+        self.process.wait(30)
+
+
+def generate(folder, scale):
+    """Writes the Parquet files that DataFusion and DuckDB read."""
+    target = folder / f"tpch-{scale:g}"
+    if not (target / "done").exists():
+        tool = pathlib.Path(sys.executable).with_name("tpchgen-cli")
+        subprocess.run([tool, "parquet", "-s", f"{scale:g}", "-o", str(target)], check=True, stdout=subprocess.DEVNULL)
+        (target / "done").touch()
+    return target
+
+
+def q6_column_bytes(data):
+    """What q6's columns weigh in the Parquet file: compressed and uncompressed."""
+    import pyarrow.parquet
+
+    metadata = pyarrow.parquet.ParquetFile(data / "lineitem.parquet").metadata
+    compressed = uncompressed = 0
+    for group in range(metadata.num_row_groups):
+        for index in range(metadata.num_columns):
+            column = metadata.row_group(group).column(index)
+            if column.path_in_schema in Q6_COLUMNS:
+                compressed += column.total_compressed_size
+                uncompressed += column.total_uncompressed_size
+    return compressed, uncompressed
+
+
+def load(cluster, scale):
+    """Loads Aubade's tables; returns seconds and the stored bytes of one copy."""
+    started = time.perf_counter()
+    cluster.run("tpch", "load", "--scale", f"{scale:g}", "--url", cluster.uri, timeout=7200)
+    seconds = time.perf_counter() - started
+    return seconds, sum(table["bytes"] for table in cluster.status()["tables"])
+
+
+def same(left, right):
+    """Whether two results agree: as multisets of rows, numbers within what their types can tell."""
+
+    def key(row):
+        return [f"{value:.4g}" if isinstance(value, float) else str(value) for value in row]
+
+    def equal(a, b):
+        if isinstance(a, float) and isinstance(b, float):
+            return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-5)
+        return a == b
+
+    if len(left) != len(right):
+        return False
+    pairs = zip(sorted(left, key=key), sorted(right, key=key))
+    return all(len(a) == len(b) and all(map(equal, a, b)) for a, b in pairs)
+
+
+def warm_up(workers, queries):
+    """Runs every query once everywhere; returns the numbers of those whose results differ."""
+    differing = []
+    for number, sql in queries.items():
+        results = {name: worker.run(sql, rows=True)["rows"] for name, worker in workers.items()}
+        if not all(same(results["datafusion"], rows) for rows in results.values()):
+            differing.append(number)
+    return differing
+
+
+def measure(workers, queries, runs):
+    """Seconds of every timed run, by engine and query, and the engines' peak memory."""
+    times = {name: {number: [] for number in queries} for name in workers}
+    peaks = dict.fromkeys(workers, 0)
+    names = list(workers)
+    for run in range(runs):
+        for position, (number, sql) in enumerate(queries.items()):
+            turn = (run + position) % len(names)
+            for name in names[turn:] + names[:turn]:
+                reply = workers[name].run(sql)
+                times[name][number].append(reply["seconds"])
+                peaks[name] = max(peaks[name], reply["peak_memory_bytes"])
+        print(f"repetition {run + 1} of {runs} done", file=sys.stderr)
+    return times, peaks
+
+
+def geometric_mean(values):
+    return math.exp(statistics.fmean(map(math.log, values)))
+
+
+def table_of_times(medians, records):
+    """The printed table: one line per query, then totals and geometric means."""
+    head = f"{'query':>8} {'aubade s':>10} {'datafusion s':>13} {'duckdb s':>10} {'vs datafusion':>14} {'vs duckdb':>10}"
+    lines = [head + f" {'read MiB':>10} {'wire MiB':>10} {'segments':>10}"]
+
+    def line(label, seconds, rest=""):
+        aubade, datafusion, duckdb = (seconds[name] for name in ENGINES)
+        ratios = f"{aubade / datafusion:>13.2f}x {aubade / duckdb:>9.2f}x"
+        lines.append(f"{label:>8} {aubade:>10.4f} {datafusion:>13.4f} {duckdb:>10.4f} {ratios}{rest}")
+
+    for number, record in records.items():
+        segments = f"{record['segments_scanned']}/{record['segments_total']}"
+        rest = f" {record['bytes_read'] / MIB:>10.2f} {record['bytes_wire'] / MIB:>10.2f} {segments:>10}"
+        line(f"q{number}", {name: medians[name][number] for name in ENGINES}, rest)
+    line("total", {name: sum(medians[name].values()) for name in ENGINES})
+    line("geomean", {name: geometric_mean(medians[name].values()) for name in ENGINES})
+    return "\n".join(lines)
+
+
+def versions():
+    aubade = subprocess.run([binary(), "--version"], capture_output=True, text=True).stdout.strip()
+    peers = {name: importlib.metadata.version(name) for name in ENGINES[1:]}
+    return {"aubade": aubade.removeprefix("aubade ") or "unknown", **peers}
+
+
+def run(options, folder):
+    data = generate(folder, options.scale)
+    (folder / "cluster").mkdir()
+    cluster = Cluster(
+        folder / "cluster", options.nodes, options.copies, serve_arguments=("--memory-limit", options.memory_limit)
+    )
+    workers = {}
+    try:
+        load_seconds, copy_bytes = load(cluster, options.scale)
+        queries = {
+            number: cluster.run("tpch", "query", str(number)).stdout.strip().rstrip(";")
+            for number in numbers(options.queries)
+        }
+        for name in ENGINES:
+            workers[name] = Worker(name, cluster.uri if name == "aubade" else data)
+        differing = warm_up(workers, queries)
+        times, peaks = measure(workers, queries, options.runs)
+        records = {number: query_record(cluster.uri, sql) for number, sql in queries.items()}
+        peaks["aubade"] = cluster.coordinator.peak_memory_bytes()
+        node_peaks = [node.peak_memory_bytes() for node in cluster.nodes]
+    finally:
+        for worker in workers.values():
+            worker.stop()
+        cluster.stop()
+    compressed, uncompressed = q6_column_bytes(data)
+    return {
+        "scale": options.scale,
+        "runs": options.runs,
+        "cpus": os.cpu_count(),
+        "nodes": options.nodes,
+        "copies": options.copies,
+        "versions": versions(),
+        "seconds": times,
+        "median_seconds": {name: {n: statistics.median(all_) for n, all_ in by.items()} for name, by in times.items()},
+        "records": records,
+        "results_differ": differing,
+        "load_seconds": load_seconds,
+        "load_bytes_per_copy": copy_bytes,
+        "load_mb_per_second_per_copy": copy_bytes / 1e6 / load_seconds,
+        "peak_memory_bytes": peaks,
+        "storage_node_peak_memory_bytes": node_peaks,
+        "q6_column_bytes_compressed": compressed,
+        "q6_column_bytes_uncompressed": uncompressed,
+    }
+
+
+def report(result):
+    """Prints everything that a person wants to know of the run."""
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    print(f"TPC-H scale {result['scale']:g}, median of {result['runs']}, {result['cpus']} CPUs; {versions}")
+    print(f"aubade: {result['nodes']} storage nodes, {result['copies']} copies, ADBC client; peers: in process, over Parquet")
+    print()
+    print(table_of_times(result["median_seconds"], result["records"]))
+    print()
+    if result["results_differ"]:
+        print(f"RESULTS DIFFER: {', '.join(f'q{number}' for number in result['results_differ'])}")
+    else:
+        print("results: the same from every engine")
+    print(
+        f"load: {result['load_bytes_per_copy'] / 1e6:.1f} MB of Parquet per copy in {result['load_seconds']:.1f} s, generating "
+        f"included: {result['load_mb_per_second_per_copy']:.1f} MB/s per copy"
+    )
+    peaks = ", ".join(f"{name} {peak / MIB:.0f} MiB" for name, peak in result["peak_memory_bytes"].items())
+    nodes = ", ".join(f"{peak / MIB:.0f}" for peak in result["storage_node_peak_memory_bytes"])
+    print(f"peak resident memory: {peaks} (aubade: the coordinator); storage nodes {nodes} MiB")
+    q6 = result["records"].get(6)
+    if q6:
+        share = 100 * q6["bytes_wire"] / result["q6_column_bytes_compressed"]
+        raw = 100 * q6["bytes_wire"] / result["q6_column_bytes_uncompressed"]
+        print(
+            f"q6: {q6['bytes_wire'] / 1e6:.3f} MB over the wire; {share:.2f} % of its columns in Parquet "
+            f"({result['q6_column_bytes_compressed'] / 1e6:.1f} MB), {raw:.2f} % of them uncompressed"
+        )
+
+
+def main():
+    options = arguments()
+    folder = options.work_dir or pathlib.Path(tempfile.mkdtemp(prefix="aubade-peers-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / "cluster", ignore_errors=True)
+    try:
+        result = run(options, folder)
+    finally:
+        shutil.rmtree(folder / "cluster", ignore_errors=True)
+        if not options.work_dir:
+            shutil.rmtree(folder, ignore_errors=True)
+    report(result)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1))
+    return 1 if result["results_differ"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+//! `aubade storage-node`: one storage node as a process of its own.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use aubade_catalog::{Action, ClusterUrl, Commit, Manifest, NodeEntry};
+use aubade_environment::{Environment, Listener, TaskGroup};
+use aubade_proto::{Error, ErrorCode, Result, Retry, TransactionId};
+use aubade_storage_node::{StorageNode, StorageNodeOptions};
+use clap::Args;
+
+use crate::size::ByteSize;
+use crate::{connect, interrupt, output};
+
+/// Time for running scans to end when the node is asked to stop.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+/// Tries to enter the manifest, and the pause between them.
+const REGISTER_TRIES_MAX: u32 = 10;
+const REGISTER_PAUSE: Duration = Duration::from_millis(300);
+
+/// Run a storage node until Ctrl-C or SIGTERM.
+///
+/// The node joins its cluster by itself, keeps its id in its data folder, and comes back with it.
+/// Once it is ready it prints the line `listening on grpc://HOST:PORT`.
+#[derive(Debug, Args)]
+pub(crate) struct StorageNodeCommand {
+    /// Where the cluster's manifest is kept: file:///dir, a path, or s3://bucket/prefix
+    #[arg(long, value_name = "URL")]
+    cluster: String,
+
+    /// The folder for segments; made if absent, and used by one node at a time
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+
+    /// The availability zone: replicas of a segment are spread over zones
+    #[arg(long)]
+    zone: String,
+
+    /// Where to listen; port 0 picks a free one
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7101")]
+    listen: String,
+
+    /// The address under which others reach this node [default: where it listens]
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise: Option<String>,
+
+    /// Threads for scans, apart from those for the network [default: one per core]
+    #[arg(long, value_name = "THREADS")]
+    cpu_threads: Option<usize>,
+
+    /// Decoded data that one scan holds at a time [default: 256MiB]
+    #[arg(long, value_name = "SIZE")]
+    scan_memory: Option<ByteSize>,
+
+    /// Scans that run at a time; further ones are refused as busy [default: 64]
+    #[arg(long, value_name = "SCANS")]
+    concurrent_scans: Option<usize>,
+}
+
+impl StorageNodeCommand {
+    pub(crate) async fn run(self, environment: Environment) -> Result<()> {
+        let store = ClusterUrl::parse(&self.cluster)?.open(&environment).await?;
+        let manifest = Manifest::open(environment.clone(), store).await?;
+        let listener = connect::listen(&environment, &self.listen).await?;
+        let local = connect::local_address(listener.as_ref())?;
+        let address = match self.advertise.clone() {
+            Some(address) => address,
+            None if local.ip().is_unspecified() => {
+                return Err(Error::new(
+                    ErrorCode::InvalidArgument,
+                    format!("{local} is no address that others can call"),
+                )
+                .hint("say with --advertise HOST:PORT how others reach this node"));
+            }
+            None => local.to_string(),
+        };
+        let node = StorageNode::open(environment.clone(), manifest.snapshot().cluster_id, self.options()).await?;
+        let running = RunningNode::start(node, listener);
+        let joined = async {
+            register(&environment, &manifest, running.entry(address)).await?;
+            output::line(&format!("listening on grpc://{local}"))
+        };
+        let result = match interrupt::until_shutdown(joined).await {
+            Ok(()) => interrupt::shutdown_requested().await,
+            Err(error) => Err(error),
+        };
+        running.stop().await;
+        result
+    }
+
+    fn options(&self) -> StorageNodeOptions {
+        let mut options = StorageNodeOptions::new(self.data.clone(), self.zone.clone());
+        options.cpu_threads = self.cpu_threads.unwrap_or(options.cpu_threads);
+        if let Some(size) = self.scan_memory {
+            options.scan_memory_bytes = usize::try_from(size.0).unwrap_or(usize::MAX);
+        }
+        options.max_concurrent_scans = self.concurrent_scans.unwrap_or(options.max_concurrent_scans);
+        options
+    }
+}
+
+/// A storage node that serves.
+#[derive(Debug)]
+pub(crate) struct RunningNode {
+    node: StorageNode,
+    tasks: TaskGroup,
+}
+
+impl RunningNode {
+    /// Serves `node` at `listener` in the background.
+    pub(crate) fn start(node: StorageNode, listener: Box<dyn Listener>) -> Self {
+        let tasks = TaskGroup::new();
+        let (served, group) = (node.clone(), tasks.clone());
+        tasks.spawn_graceful(async move {
+            if let Err(error) = aubade_storage_node::serve(served, listener, &group).await {
+                tracing::error!(%error, "the storage node's service ended");
+            }
+        });
+        Self { node, tasks }
+    }
+
+    /// As the manifest knows it.
+    pub(crate) fn entry(&self, address: String) -> NodeEntry {
+        NodeEntry { id: self.node.id(), zone: self.node.zone().to_owned(), address }
+    }
+
+    /// Refuses new work, lets running scans end, and stops.
+    pub(crate) async fn stop(self) {
+        self.node.shutdown(SHUTDOWN_GRACE).await;
+        self.tasks.shutdown().await;
+    }
+}
+
+/// Enters the node in the manifest, unless it is there as it is.
+pub(crate) async fn register(environment: &Environment, manifest: &Manifest, entry: NodeEntry) -> Result<()> {
+    let mut last = None;
+    for _ in 0..REGISTER_TRIES_MAX {
+        if manifest.refresh().await?.nodes.get(&entry.id) == Some(&entry) {
+            return Ok(());
+        }
+        let transaction = TransactionId(environment.new_uuid());
+        match manifest.commit(transaction, vec![Action::RegisterNode(entry.clone())]).await {
+            Ok(Commit::Committed(_)) => return Ok(()),
+            // The next look at the manifest tells whether it was committed.
+            Ok(Commit::Unknown(error)) => last = Some(error),
+            Err(error) if error.retry() == Retry::Later => last = Some(error),
+            Err(error) => return Err(error),
+        }
+        environment.clock.sleep(REGISTER_PAUSE).await;
+    }
+    let error = Error::new(ErrorCode::StoreUnavailable, format!("storage node {} cannot enter the manifest", entry.id))
+        .hint("check that the manifest's store can be written");
+    Err(match last {
+        Some(cause) => error.source(cause),
+        None => error,
+    })
+}

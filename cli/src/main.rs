@@ -1,0 +1,59 @@
+//! The one binary of Aubade: every role of the cluster, the SQL shell and the tools.
+
+mod benchmark;
+mod command;
+mod connect;
+mod data_file;
+mod interrupt;
+mod output;
+mod shell;
+mod size;
+mod statements;
+mod target;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use aubade_environment::Environment;
+use aubade_proto::{ErrorCode, Result, ResultExt};
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use command::Command;
+
+/// Time for blocking work (a read of a file, a terminal that waits for a line) to end at exit.
+const EXIT_GRACE: Duration = Duration::from_secs(1);
+
+/// Aubade: a parallel SQL engine whose storage nodes filter for it.
+///
+/// Start with `aubade demo`. Logs go to standard error; RUST_LOG sets their level (default: warn).
+#[derive(Debug, Parser)]
+#[command(name = "aubade", version, max_term_width = 100, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("aubade")
+        .build()
+        .context(ErrorCode::Internal, || "the threads of the process cannot be started".to_owned())?;
+    let result = runtime.block_on(command.run(Environment::system()));
+    runtime.shutdown_timeout(EXIT_GRACE);
+    result
+}

@@ -1,0 +1,159 @@
+//! Tickets and prepared statements: what clients hold between two calls.
+//!
+//! ```text
+//! GetFlightInfo(SQL)                 -> ticket (planned, not run) -> DoGet runs it
+//! CreatePreparedStatement(SQL)       -> prepared statement -> bind -> GetFlightInfo -> ticket -> DoGet
+//! ```
+//! A ticket of a query may be read again, which runs the query again. A ticket of a statement that
+//! changes something works once: a client that retries must not change it twice.
+
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use aubade_environment::Environment;
+use aubade_proto::{Error, ErrorCode, Result};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::FlightOptions;
+use super::expiring::Expiring;
+use crate::session::{Prepared, Session};
+
+/// A statement with its parameters, ready to run.
+#[derive(Clone, Debug)]
+pub(super) struct Runnable {
+    /// Where it runs.
+    pub(super) session: Session,
+    /// What runs.
+    pub(super) prepared: Arc<Prepared>,
+    /// Its bound parameters, one row per run.
+    pub(super) parameters: Option<RecordBatch>,
+    /// Ends its runs from another call.
+    pub(super) cancel: CancellationToken,
+}
+
+/// A prepared statement with the parameters that were bound last.
+#[derive(Debug)]
+pub(super) struct PreparedHandle {
+    session: Session,
+    prepared: Arc<Prepared>,
+    /// Both change together with what they belong to: new parameters do not touch older runs.
+    state: Mutex<(Option<RecordBatch>, CancellationToken)>,
+}
+
+impl PreparedHandle {
+    /// Binds parameters; they stay until others are bound.
+    pub(super) fn bind(&self, parameters: Option<RecordBatch>) {
+        self.state.lock().0 = parameters;
+    }
+
+    /// The statement as it is bound now.
+    pub(super) fn runnable(&self) -> Runnable {
+        let state = self.state.lock();
+        Runnable {
+            session: self.session.clone(),
+            prepared: Arc::clone(&self.prepared),
+            parameters: state.0.clone(),
+            cancel: state.1.child_token(),
+        }
+    }
+}
+
+/// Every ticket and prepared statement.
+#[derive(Debug)]
+pub(super) struct Handles {
+    environment: Environment,
+    tickets: Expiring<Uuid, Arc<Runnable>>,
+    prepared: Expiring<Uuid, Arc<PreparedHandle>>,
+}
+
+impl Handles {
+    pub(super) fn new(environment: Environment, options: &FlightOptions) -> Self {
+        let clock = &environment.clock;
+        Self {
+            tickets: Expiring::new(Arc::clone(clock), options.handles_max, options.idle),
+            prepared: Expiring::new(Arc::clone(clock), options.handles_max, options.idle),
+            environment,
+        }
+    }
+
+    /// Issues a ticket.
+    pub(super) fn issue(&self, runnable: Runnable) -> Bytes {
+        let id = self.environment.new_uuid();
+        self.tickets.get_or_insert(id, Arc::new(runnable));
+        Bytes::copy_from_slice(id.as_bytes())
+    }
+
+    /// What to run for a ticket; one that changes something is used up by this.
+    ///
+    /// # Errors
+    /// `HandleNotFound`.
+    pub(super) fn redeem(&self, handle: &[u8]) -> Result<Runnable> {
+        let unknown = || {
+            Error::new(ErrorCode::HandleNotFound, "the ticket is unknown, has expired or was used")
+                .hint("ask for the statement again: a ticket that changes something works once")
+        };
+        let id = parse(handle).ok_or_else(unknown)?;
+        let mut ticket = self.tickets.get(&id).ok_or_else(unknown)?;
+        if !ticket.prepared.is_query {
+            // Of two callers at the same time, one gets it.
+            ticket = self.tickets.remove(&id).ok_or_else(unknown)?;
+        }
+        Ok(Runnable { cancel: ticket.cancel.child_token(), ..(*ticket).clone() })
+    }
+
+    /// Keeps a prepared statement.
+    pub(super) fn keep(&self, session: Session, prepared: Prepared) -> Bytes {
+        let state = Mutex::new((None, CancellationToken::new()));
+        let id = self.environment.new_uuid();
+        self.prepared.get_or_insert(id, Arc::new(PreparedHandle { session, prepared: Arc::new(prepared), state }));
+        Bytes::copy_from_slice(id.as_bytes())
+    }
+
+    /// A kept prepared statement.
+    ///
+    /// # Errors
+    /// `HandleNotFound`.
+    pub(super) fn prepared(&self, handle: &[u8]) -> Result<Arc<PreparedHandle>> {
+        parse(handle).and_then(|id| self.prepared.get(&id)).ok_or_else(|| {
+            Error::new(ErrorCode::HandleNotFound, "the prepared statement is unknown, was closed or has expired")
+                .hint("prepare it again")
+        })
+    }
+
+    /// Forgets a prepared statement; no error if it is gone already.
+    pub(super) fn close(&self, handle: &[u8]) {
+        if let Some(id) = parse(handle) {
+            self.prepared.remove(&id);
+        }
+    }
+
+    /// Ends the runs of a ticket and uses it up; whether it was there.
+    pub(super) fn cancel_ticket(&self, handle: &[u8]) -> bool {
+        let ticket = parse(handle).and_then(|id| self.tickets.remove(&id));
+        if let Some(ticket) = &ticket {
+            ticket.cancel.cancel();
+        }
+        ticket.is_some()
+    }
+
+    /// Ends the runs of a prepared statement, which itself stays; whether it was there.
+    pub(super) fn cancel_prepared(&self, handle: &[u8]) -> bool {
+        let Some(prepared) = parse(handle).and_then(|id| self.prepared.get(&id)) else { return false };
+        let running = std::mem::take(&mut prepared.state.lock().1);
+        running.cancel();
+        true
+    }
+
+    /// How many tickets and prepared statements there are.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> (usize, usize) {
+        (self.tickets.len(), self.prepared.len())
+    }
+}
+
+fn parse(handle: &[u8]) -> Option<Uuid> {
+    Uuid::from_slice(handle).ok()
+}

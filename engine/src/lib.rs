@@ -1,0 +1,26 @@
+//! The coordinator of Aubade, and the embedded engine.
+//!
+//! [`Engine`] owns a cluster's manifest, its connections to storage nodes, the memory of queries and
+//! the background work. [`Session`] runs SQL on it. [`flight::serve_flight`] offers sessions to
+//! Flight SQL clients; a program that embeds Aubade uses them directly.
+
+mod cluster;
+pub mod engine;
+mod fanout;
+pub mod file_policy;
+pub mod flight;
+mod limits;
+mod maintenance;
+pub mod query;
+pub mod session;
+mod statement;
+pub mod status;
+mod storage_client;
+mod write;
+
+pub use engine::{Engine, EngineOptions};
+pub use file_policy::FileAccess;
+pub use flight::{FlightOptions, serve_flight};
+pub use query::{QueryLog, QueryRecord};
+pub use session::{IngestMode, IngestTarget, Prepared, QueryOutput, Session, split_statements};
+pub use status::ClusterStatus;

@@ -1,0 +1,48 @@
+//! Every cap of the coordinator's core, with its reason.
+
+use std::time::Duration;
+
+/// Rows of a segment at most. A million rows is large enough that per-segment costs vanish and
+/// small enough to spread one table over all nodes.
+pub(crate) const SEGMENT_ROWS_MAX: usize = 1 << 20;
+/// Bytes of a segment file after which it is closed, so that wide rows do not make huge segments.
+pub(crate) const SEGMENT_BYTES_MAX: usize = 256 << 20;
+/// Rows of a row group: the unit of pruning and of one encoding step.
+pub(crate) const ROW_GROUP_ROWS_MAX: usize = 1 << 17;
+/// Arrow bytes after which a row group is closed early, for wide rows.
+pub(crate) const ROW_GROUP_MEMORY_BYTES_MAX: usize = 64 << 20;
+/// Rows of a data page: the unit of the page index.
+pub(crate) const PAGE_ROWS_MAX: usize = 20_000;
+/// Segments of one statement that are on their way to nodes at a time: bounds memory.
+pub(crate) const SEGMENTS_IN_FLIGHT_MAX: usize = 3;
+/// Bytes per message of a segment upload.
+pub(crate) const UPLOAD_CHUNK_BYTES: usize = 1 << 20;
+/// Message size that the coordinator accepts of a node: nodes send about 1 MiB, but one row can be
+/// larger.
+pub(crate) const NODE_MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// Segments per scan request: bounds the request's size and what one lost connection repeats.
+pub(crate) const SEGMENTS_PER_REQUEST_MAX: usize = 32;
+/// Requests that one partition of a scan has open at a time.
+pub(crate) const REQUESTS_PER_PARTITION_MAX: usize = 4;
+/// Times that a segment is asked of all its replicas before the query fails.
+pub(crate) const SCAN_ROUNDS_MAX: usize = 3;
+/// Pause between two such rounds.
+pub(crate) const SCAN_ROUND_PAUSE: Duration = Duration::from_millis(300);
+/// Deadline of a scan for which nobody gave one.
+pub(crate) const SCAN_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Time for one segment to reach one node.
+pub(crate) const PUT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time for the remaining acknowledgements once the write quorum stands, at least.
+pub(crate) const STRAGGLER_GRACE: Duration = Duration::from_millis(500);
+/// Time for small calls to a node.
+pub(crate) const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time to connect to a node.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Pause between looks at nodes and manifest.
+pub(crate) const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// Looks at the nodes between two collections of orphans.
+pub(crate) const PROBES_PER_COLLECTION: u64 = 60;
+/// Segments repaired per look, so that repair leaves room for queries.
+pub(crate) const REPAIRS_PER_PROBE_MAX: usize = 16;
+/// Segments per page of a node's list.
+pub(crate) const LIST_PAGE: usize = 1000;

@@ -1,0 +1,97 @@
+//! From text to one statement.
+
+use aubade_proto::{Error, ErrorCode, Result};
+use datafusion::error::DataFusionError;
+use datafusion::execution::SessionState;
+use datafusion::sql::parser::{DFParserBuilder, Statement as Ast};
+use datafusion::sql::sqlparser::dialect::{Dialect, GenericDialect, dialect_from_str};
+use datafusion::sql::sqlparser::parser::ParserError;
+use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
+
+use crate::session::PARAMETERS_MAX;
+
+/// Bytes of one statement. Its parse tree takes some thirty times as much memory, which no limit
+/// counts, so this is what bounds it. Rows in bulk go by Flight ingestion or `aubade load`.
+pub(crate) const STATEMENT_BYTES_MAX: usize = 4 << 20;
+
+/// One statement, parsed.
+#[derive(Clone, Debug)]
+pub(crate) struct Statement {
+    pub(crate) ast: Ast,
+    pub(crate) text: String,
+}
+
+impl Statement {
+    /// Parses exactly one statement. Parameters written `?` are numbered from the left.
+    ///
+    /// # Errors
+    /// `SqlSyntax`; `LimitExceeded` when it is too long or too deep.
+    pub(crate) fn parse(sql: &str, state: &SessionState) -> Result<Self> {
+        if sql.len() > STATEMENT_BYTES_MAX {
+            let text = format!("the statement has {} bytes and at most {STATEMENT_BYTES_MAX} are allowed", sql.len());
+            return Err(Error::new(ErrorCode::LimitExceeded, text)
+                .hint("load rows in bulk with `aubade load` or a client's ingest call, or cut the statement in parts"));
+        }
+        let options = &state.config().options().sql_parser;
+        let dialect: Box<dyn Dialect> =
+            dialect_from_str(options.dialect.to_string()).unwrap_or_else(|| Box::new(GenericDialect {}));
+        let mut tokens = Tokenizer::new(dialect.as_ref(), sql)
+            .tokenize_with_location()
+            .map_err(|error| syntax(&ParserError::from(error)))?;
+        number_parameters(&mut tokens)?;
+        let parser = DFParserBuilder::new(tokens)
+            .with_dialect(dialect.as_ref())
+            .with_recursion_limit(options.recursion_limit.get())
+            .build();
+        let statements = parser.and_then(|mut parser| parser.parse_statements());
+        let mut statements = statements.map_err(|error| match error.find_root() {
+            DataFusionError::SQL(error, _) => syntax(error),
+            _ => Error::from_datafusion(error),
+        })?;
+        match (statements.pop_front(), statements.len()) {
+            (Some(ast), 0) => Ok(Self { ast, text: sql.to_owned() }),
+            (None, _) => Err(Error::new(ErrorCode::SqlSyntax, "the text has no statement in it")),
+            (Some(_), more) => {
+                Err(Error::new(ErrorCode::SqlSyntax, format!("the text has {} statements instead of one", more + 1))
+                    .hint("send one statement at a time"))
+            }
+        }
+    }
+}
+
+fn syntax(error: &ParserError) -> Error {
+    match error {
+        ParserError::RecursionLimitExceeded => {
+            Error::new(ErrorCode::LimitExceeded, "the statement is nested too deeply to be parsed")
+                .hint("use fewer levels of parentheses or subqueries")
+        }
+        ParserError::TokenizerError(text) | ParserError::ParserError(text) => {
+            Error::new(ErrorCode::SqlSyntax, format!("the SQL does not parse: {text}"))
+        }
+    }
+}
+
+fn number_parameters(tokens: &mut [TokenWithSpan]) -> Result<()> {
+    let (mut unnumbered, mut numbered) = (0_usize, false);
+    for token in tokens {
+        let Token::Placeholder(name) = &mut token.token else { continue };
+        if name == "?" {
+            unnumbered += 1;
+            *name = format!("${unnumbered}");
+        } else {
+            numbered = true;
+            if let Some(digits) = name.strip_prefix('?') {
+                *name = format!("${digits}");
+            }
+            let number = name.get(1..).and_then(|digits| digits.parse::<u64>().ok());
+            if number.is_some_and(|number| number > PARAMETERS_MAX as u64) {
+                return Err(Error::new(ErrorCode::LimitExceeded, format!("parameter {name} is above ${PARAMETERS_MAX}")));
+            }
+        }
+    }
+    if numbered && unnumbered > 0 {
+        return Err(Error::new(ErrorCode::SqlSyntax, "parameters are written both as ? and as $1")
+            .hint("write all of them in one way"));
+    }
+    Ok(())
+}

@@ -1,0 +1,32 @@
+//! Statements that give rows and change nothing.
+
+use arrow::datatypes::SchemaRef;
+use aubade_proto::{Error, Result};
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::execute_stream;
+use std::sync::Arc;
+
+use super::StatementContext;
+use crate::query::query_stream;
+use crate::session::QueryOutput;
+
+/// Starts a query; its record ends with its stream.
+pub(super) async fn run(context: &StatementContext, plan: LogicalPlan) -> Result<QueryOutput> {
+    let run = context.run()?;
+    let plan = context.physical_plan(&plan).await?;
+    let rows = execute_stream(plan, context.state().task_ctx()).map_err(Error::from_datafusion)?;
+    let stream = query_stream(&context.engine().cpu_handle(), rows, Arc::clone(run));
+    Ok(QueryOutput { query_id: run.id(), schema: stream.schema(), stream, affected_rows: None })
+}
+
+/// The columns of a query's result, as they will be once types are settled.
+pub(super) fn result_schema(context: &StatementContext, plan: &LogicalPlan, complete: bool) -> Result<SchemaRef> {
+    let state = context.state();
+    let analyzed = state.analyzer().execute_and_check(plan.clone(), state.config_options(), |_, _| {});
+    match analyzed {
+        Ok(plan) => Ok(Arc::clone(plan.schema().inner())),
+        // The types of parameters may be missing for it; a real error shows when it runs.
+        Err(_) if !complete => Ok(Arc::clone(plan.schema().inner())),
+        Err(error) => Err(context.improve(error)),
+    }
+}

@@ -1,0 +1,46 @@
+//! INSERT and COPY: carried out to their end before the statement returns.
+
+use std::sync::Arc;
+
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::UInt64Type;
+use aubade_proto::{Error, ErrorCode, Result};
+use datafusion::logical_expr::dml::InsertOp;
+use datafusion::logical_expr::{LogicalPlan, WriteOp};
+use datafusion::physical_plan::collect;
+
+use super::{StatementContext, unsupported};
+use crate::query::one_batch;
+use crate::session::QueryOutput;
+
+pub(super) async fn run(context: &StatementContext, plan: LogicalPlan) -> Result<QueryOutput> {
+    check(context, &plan)?;
+    let physical = context.physical_plan(&plan).await?;
+    let schema = physical.schema();
+    let batches = collect(physical, context.state().task_ctx()).await.map_err(|error| context.improve(error))?;
+    let rows = batches.iter().filter_map(count).fold(0_u64, u64::saturating_add);
+    let run = context.run()?;
+    run.add_rows(rows);
+    run.finish();
+    let stream = one_batch(Arc::clone(&schema), batches);
+    Ok(QueryOutput { query_id: run.id(), schema, stream, affected_rows: Some(rows) })
+}
+
+fn check(context: &StatementContext, plan: &LogicalPlan) -> Result<()> {
+    match plan {
+        LogicalPlan::Copy(copy) => context.engine().options().file_access.check(&copy.output_url),
+        LogicalPlan::Dml(dml) => match &dml.op {
+            WriteOp::Insert(InsertOp::Append) => Ok(()),
+            other => {
+                Err(unsupported::error(&other.name().to_uppercase()).hint("use CREATE OR REPLACE TABLE t AS SELECT ..."))
+            }
+        },
+        _ => Err(Error::new(ErrorCode::Internal, "a statement of another kind is run as a write")),
+    }
+}
+
+/// The number in a sink's only row.
+fn count(batch: &RecordBatch) -> Option<u64> {
+    let column = batch.columns().first()?.as_primitive_opt::<UInt64Type>()?;
+    column.values().first().copied()
+}

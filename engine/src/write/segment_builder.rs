@@ -1,0 +1,303 @@
+//! Rows to segment files: Parquet with many row groups, a page index, Bloom filters where they can
+//! help, and statistics for the catalog.
+//!
+//! The columns of a row group are encoded in parallel on a rayon pool; only one row group of Arrow
+//! data is held at a time.
+
+use std::sync::Arc;
+
+use arrow::array::ArrayRef;
+use arrow::datatypes::{DataType, SchemaRef};
+use arrow::record_batch::RecordBatch;
+use aubade_catalog::{SegmentStatistics, StatisticsBuilder};
+use aubade_proto::{Error, ErrorCode, Result, ResultExt};
+use bytes::Bytes;
+use parquet::arrow::{ArrowSchemaConverter, ArrowWriter};
+use parquet::arrow::arrow_writer::{ArrowColumnChunk, ArrowColumnWriter, ArrowRowGroupWriterFactory, compute_leaves};
+use parquet::basic::Compression;
+use parquet::errors::ParquetError;
+use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
+use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::types::{ColumnPath, SchemaDescriptor};
+use rayon::ThreadPool;
+use rayon::prelude::*;
+
+use crate::limits::{PAGE_ROWS_MAX, ROW_GROUP_MEMORY_BYTES_MAX, ROW_GROUP_ROWS_MAX, SEGMENT_BYTES_MAX, SEGMENT_ROWS_MAX};
+
+/// False positives of Bloom filters: one in a hundred costs one needless row group in a hundred.
+const BLOOM_FALSE_POSITIVES: f64 = 0.01;
+
+/// A finished segment file.
+#[derive(Debug)]
+pub(crate) struct BuiltSegment {
+    /// The file.
+    pub(crate) data: Bytes,
+    /// Rows in it.
+    pub(crate) rows: u64,
+    /// Statistics of its columns, one row.
+    pub(crate) statistics: SegmentStatistics,
+}
+
+/// Takes batches of one schema and gives segments when they are full.
+pub(crate) struct SegmentBuilder {
+    schema: SchemaRef,
+    pool: Arc<ThreadPool>,
+    pending: Vec<RecordBatch>,
+    pending_rows: usize,
+    pending_bytes: usize,
+    open: Option<OpenSegment>,
+}
+
+struct OpenSegment {
+    writer: SerializedFileWriter<Vec<u8>>,
+    row_groups: ArrowRowGroupWriterFactory,
+    row_group_count: usize,
+    /// Tells which leaf belongs to which top-level column.
+    leaves: SchemaDescriptor,
+    statistics: StatisticsBuilder,
+    rows: usize,
+    /// Compressed bytes per top-level column.
+    column_bytes: Vec<u64>,
+}
+
+impl SegmentBuilder {
+    pub(crate) fn new(schema: SchemaRef, pool: Arc<ThreadPool>) -> Self {
+        Self { schema, pool, pending: Vec::new(), pending_rows: 0, pending_bytes: 0, open: None }
+    }
+
+    /// Whether adding `batch` completes a row group, and so takes a while.
+    pub(crate) fn would_encode(&self, batch: &RecordBatch) -> bool {
+        self.pending_rows.saturating_add(batch.num_rows()) >= ROW_GROUP_ROWS_MAX
+            || self.pending_bytes.saturating_add(batch.get_array_memory_size()) >= ROW_GROUP_MEMORY_BYTES_MAX
+    }
+
+    /// Adds a batch without encoding.
+    ///
+    /// # Errors
+    /// When its columns are not those of the schema.
+    pub(crate) fn push(&mut self, batch: RecordBatch) -> Result<()> {
+        if batch.num_rows() == 0 {
+            return Ok(());
+        }
+        let columns = batch.columns().to_vec();
+        let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns)
+            .context(ErrorCode::SqlExecution, || "rows do not fit the columns of the table".to_owned())?;
+        self.pending_rows += batch.num_rows();
+        self.pending_bytes += batch.get_array_memory_size();
+        self.pending.push(batch);
+        Ok(())
+    }
+
+    /// Adds a batch; gives the segments that became full.
+    ///
+    /// # Errors
+    /// As [`SegmentBuilder::push`], or when encoding fails.
+    pub(crate) fn add(&mut self, batch: RecordBatch) -> Result<Vec<BuiltSegment>> {
+        self.push(batch)?;
+        let mut built = Vec::new();
+        while self.pending_rows >= ROW_GROUP_ROWS_MAX || self.pending_bytes >= ROW_GROUP_MEMORY_BYTES_MAX {
+            built.extend(self.encode_row_group()?);
+        }
+        Ok(built)
+    }
+
+    /// Ends the stream of rows; gives what was not given yet.
+    ///
+    /// # Errors
+    /// When encoding fails.
+    pub(crate) fn finish(&mut self) -> Result<Vec<BuiltSegment>> {
+        let mut built = Vec::new();
+        while self.pending_rows > 0 {
+            built.extend(self.encode_row_group()?);
+        }
+        if let Some(open) = self.open.take() {
+            built.push(open.close()?);
+        }
+        Ok(built)
+    }
+
+    /// Takes the rows of one row group off the front of what is pending.
+    fn take_row_group(&mut self, rows_max: usize) -> Vec<RecordBatch> {
+        let mut taken = Vec::new();
+        let mut rows = 0;
+        let mut rest = Vec::new();
+        for batch in std::mem::take(&mut self.pending) {
+            let room = rows_max - rows;
+            if room == 0 {
+                rest.push(batch);
+            } else if batch.num_rows() <= room {
+                rows += batch.num_rows();
+                taken.push(batch);
+            } else {
+                rest.push(batch.slice(room, batch.num_rows() - room));
+                taken.push(batch.slice(0, room));
+                rows = rows_max;
+            }
+        }
+        self.pending_rows = rest.iter().map(RecordBatch::num_rows).sum();
+        self.pending_bytes = rest.iter().map(RecordBatch::get_array_memory_size).sum();
+        self.pending = rest;
+        taken
+    }
+
+    fn encode_row_group(&mut self) -> Result<Option<BuiltSegment>> {
+        let mut open = match self.open.take() {
+            Some(open) => open,
+            None => OpenSegment::new(&self.schema)?,
+        };
+        let rows_max = ROW_GROUP_ROWS_MAX.min(SEGMENT_ROWS_MAX - open.rows);
+        let batches = self.take_row_group(rows_max);
+        open.write_row_group(&self.schema, &self.pool, &batches)?;
+        if open.rows >= SEGMENT_ROWS_MAX || open.writer.bytes_written() >= SEGMENT_BYTES_MAX {
+            return open.close().map(Some);
+        }
+        self.open = Some(open);
+        Ok(None)
+    }
+}
+
+fn encoding_failed(error: ParquetError) -> Error {
+    Error::new(ErrorCode::NotSupported, "rows cannot be encoded as a segment").source(error)
+}
+
+impl OpenSegment {
+    fn new(schema: &SchemaRef) -> Result<Self> {
+        let writer =
+            ArrowWriter::try_new(Vec::new(), Arc::clone(schema), Some(properties(schema))).map_err(encoding_failed)?;
+        let (writer, row_groups) = writer.into_serialized_writer().map_err(encoding_failed)?;
+        Ok(Self {
+            writer,
+            row_groups,
+            row_group_count: 0,
+            leaves: ArrowSchemaConverter::new().convert(schema).map_err(encoding_failed)?,
+            statistics: StatisticsBuilder::new(Arc::clone(schema)),
+            rows: 0,
+            column_bytes: vec![0; schema.fields().len()],
+        })
+    }
+
+    fn write_row_group(&mut self, schema: &SchemaRef, pool: &ThreadPool, batches: &[RecordBatch]) -> Result<()> {
+        let writers = self.row_groups.create_column_writers(self.row_group_count).map_err(encoding_failed)?;
+        let mut per_field: Vec<Vec<ArrowColumnWriter>> = schema.fields().iter().map(|_| Vec::new()).collect();
+        for (leaf, writer) in writers.into_iter().enumerate() {
+            if let Some(field) = per_field.get_mut(self.leaves.get_column_root_idx(leaf)) {
+                field.push(writer);
+            }
+        }
+        let statistics = &mut self.statistics;
+        let (counted, chunks) = pool.join(
+            || batches.iter().try_for_each(|batch| statistics.update(batch)),
+            || {
+                let columns = per_field.into_par_iter().enumerate();
+                columns.map(|(field, writers)| encode_column(schema, batches, field, writers)).collect::<Result<Vec<_>>>()
+            },
+        );
+        counted?;
+        let mut row_group = self.writer.next_row_group().map_err(encoding_failed)?;
+        for (chunks, column_bytes) in chunks?.into_iter().zip(&mut self.column_bytes) {
+            for chunk in chunks {
+                let compressed = chunk.close().metadata.compressed_size();
+                *column_bytes += u64::try_from(compressed).unwrap_or(0);
+                chunk.append_to_row_group(&mut row_group).map_err(encoding_failed)?;
+            }
+        }
+        row_group.close().map_err(encoding_failed)?;
+        self.row_group_count += 1;
+        self.rows += batches.iter().map(RecordBatch::num_rows).sum::<usize>();
+        Ok(())
+    }
+
+    fn close(self) -> Result<BuiltSegment> {
+        let statistics = self.statistics.finish(&self.column_bytes)?;
+        let data = self.writer.into_inner().map_err(encoding_failed)?;
+        Ok(BuiltSegment { data: data.into(), rows: self.rows as u64, statistics })
+    }
+}
+
+/// Encodes one top-level column of a row group: one chunk per leaf.
+fn encode_column(
+    schema: &SchemaRef,
+    batches: &[RecordBatch],
+    field_index: usize,
+    mut writers: Vec<ArrowColumnWriter>,
+) -> Result<Vec<ArrowColumnChunk>> {
+    let field = schema.field(field_index);
+    for batch in batches {
+        let array: &ArrayRef = batch.column(field_index);
+        let leaves = compute_leaves(field, array).map_err(encoding_failed)?;
+        for (writer, leaf) in writers.iter_mut().zip(&leaves) {
+            writer.write(leaf).map_err(encoding_failed)?;
+        }
+    }
+    let chunks = writers.into_iter().map(|writer| {
+        let mut chunk = writer.close().map_err(encoding_failed)?;
+        drop_useless_bloom_filter(&mut chunk);
+        Ok(chunk)
+    });
+    chunks.collect()
+}
+
+/// A chunk that stayed dictionary encoded has few distinct values: nearly every row group has them
+/// all, and a Bloom filter would not tell row groups apart.
+fn drop_useless_bloom_filter(chunk: &mut ArrowColumnChunk) {
+    let close = chunk.close_mut();
+    let metadata = &close.metadata;
+    let has_dictionary = metadata.dictionary_page_offset().is_some();
+    let fell_back = metadata.encodings().any(|encoding| {
+        !matches!(
+            encoding,
+            parquet::basic::Encoding::RLE_DICTIONARY
+                | parquet::basic::Encoding::PLAIN_DICTIONARY
+                | parquet::basic::Encoding::RLE
+        )
+    });
+    if has_dictionary && !fell_back {
+        close.bloom_filter = None;
+    }
+}
+
+fn properties(schema: &SchemaRef) -> WriterProperties {
+    let mut properties = WriterProperties::builder()
+        .set_writer_version(WriterVersion::PARQUET_2_0)
+        .set_created_by(format!("aubade {}", env!("CARGO_PKG_VERSION")))
+        .set_compression(Compression::SNAPPY)
+        .set_statistics_enabled(EnabledStatistics::Page)
+        .set_data_page_row_count_limit(PAGE_ROWS_MAX)
+        .set_max_row_group_row_count(None)
+        .set_column_index_truncate_length(Some(64))
+        .set_statistics_truncate_length(Some(64))
+        .set_bloom_filter_fpp(BLOOM_FALSE_POSITIVES);
+    for field in schema.fields() {
+        if can_profit_from_bloom_filter(field.data_type()) {
+            let path = ColumnPath::new(vec![field.name().clone()]);
+            properties = properties
+                .set_column_bloom_filter_enabled(path.clone(), true)
+                .set_column_bloom_filter_max_ndv(path, ROW_GROUP_ROWS_MAX as u64);
+        }
+    }
+    properties.build()
+}
+
+/// Types that queries compare for equality with single values.
+fn can_profit_from_bloom_filter(data_type: &DataType) -> bool {
+    matches!(
+        data_type,
+        DataType::Int32
+            | DataType::Int64
+            | DataType::UInt32
+            | DataType::UInt64
+            | DataType::Utf8
+            | DataType::LargeUtf8
+            | DataType::Utf8View
+            | DataType::Binary
+            | DataType::LargeBinary
+            | DataType::BinaryView
+            | DataType::FixedSizeBinary(_)
+    )
+}
+
+impl std::fmt::Debug for SegmentBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SegmentBuilder").field("pending_rows", &self.pending_rows).finish_non_exhaustive()
+    }
+}

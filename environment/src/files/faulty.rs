@@ -1,0 +1,118 @@
+//! A decorator that makes chosen file operations fail, for tests of bad days.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::{FileLock, FileSystem, ReadFile, WriteFile};
+
+/// What goes wrong from now on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FileFault {
+    /// Nothing.
+    #[default]
+    None,
+    /// Writes fail as on a full disk.
+    DiskFull,
+    /// Syncing a file or folder fails.
+    SyncFails,
+}
+
+/// Another file system with a fault that can be switched while it runs.
+#[derive(Clone, Debug)]
+pub struct FaultyFiles {
+    inner: Arc<dyn FileSystem>,
+    fault: Arc<Mutex<FileFault>>,
+}
+
+impl FaultyFiles {
+    /// No fault yet.
+    pub fn new(inner: Arc<dyn FileSystem>) -> Self {
+        Self { inner, fault: Arc::default() }
+    }
+
+    /// Switches the fault, for files already open too.
+    pub fn set(&self, fault: FileFault) {
+        *self.fault.lock() = fault;
+    }
+
+    fn check(fault: &Mutex<FileFault>, at: FileFault) -> io::Result<()> {
+        if *fault.lock() != at {
+            return Ok(());
+        }
+        match at {
+            FileFault::None => Ok(()),
+            FileFault::DiskFull => Err(io::ErrorKind::StorageFull.into()),
+            FileFault::SyncFails => Err(io::Error::other("the device failed to sync (injected)")),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct FaultyWriteFile {
+    inner: Box<dyn WriteFile>,
+    fault: Arc<Mutex<FileFault>>,
+}
+
+impl WriteFile for FaultyWriteFile {
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        FaultyFiles::check(&self.fault, FileFault::DiskFull)?;
+        self.inner.write_all(bytes)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        FaultyFiles::check(&self.fault, FileFault::SyncFails)?;
+        self.inner.sync()
+    }
+}
+
+#[deny(clippy::missing_trait_methods)]
+impl FileSystem for FaultyFiles {
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.inner.create_dir_all(path)
+    }
+
+    fn create_new(&self, path: &Path) -> io::Result<Box<dyn WriteFile>> {
+        let inner = self.inner.create_new(path)?;
+        Ok(Box::new(FaultyWriteFile { inner, fault: Arc::clone(&self.fault) }))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn ReadFile>> {
+        self.inner.open(path)
+    }
+
+    fn hard_link(&self, original: &Path, link: &Path) -> io::Result<()> {
+        self.inner.hard_link(original, link)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.inner.rename(from, to)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.inner.remove_file(path)
+    }
+
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.inner.remove_dir_all(path)
+    }
+
+    fn list_files(&self, path: &Path) -> io::Result<Vec<String>> {
+        self.inner.list_files(path)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        Self::check(&self.fault, FileFault::SyncFails)?;
+        self.inner.sync_dir(path)
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn FileLock>> {
+        self.inner.lock(path)
+    }
+
+    fn free_bytes(&self, path: &Path) -> Option<u64> {
+        self.inner.free_bytes(path)
+    }
+}

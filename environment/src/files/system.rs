@@ -1,0 +1,130 @@
+//! The operating system's files.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{FileLock, FileSystem, ReadFile, WriteFile, parent_of};
+
+/// The files of this machine.
+#[derive(Debug)]
+pub struct SystemFiles;
+
+#[derive(Debug)]
+struct SystemReadFile {
+    file: File,
+    length_bytes: u64,
+}
+
+impl ReadFile for SystemReadFile {
+    fn length_bytes(&self) -> u64 {
+        self.length_bytes
+    }
+
+    fn read_at(&self, offset: u64, length: usize) -> io::Result<Bytes> {
+        if offset.checked_add(length as u64).is_none_or(|end| end > self.length_bytes) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let mut buffer = vec![0_u8; length];
+        self.file.read_exact_at(&mut buffer, offset)?;
+        Ok(Bytes::from(buffer))
+    }
+}
+
+#[derive(Debug)]
+struct SystemWriteFile(File);
+
+impl WriteFile for SystemWriteFile {
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all(bytes)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.0.sync_all()
+    }
+}
+
+#[derive(Debug)]
+struct SystemLock {
+    _file: File,
+}
+
+impl FileLock for SystemLock {}
+
+impl FileSystem for SystemFiles {
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        let mut missing: Vec<PathBuf> = Vec::new();
+        let mut next = path.to_path_buf();
+        while !next.exists() {
+            let parent = parent_of(&next)?;
+            missing.push(next);
+            next = parent;
+        }
+        for folder in missing.iter().rev() {
+            match std::fs::create_dir(folder) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => self.sync_dir(&parent_of(folder)?)?,
+            }
+        }
+        if path.is_dir() { Ok(()) } else { Err(io::ErrorKind::NotADirectory.into()) }
+    }
+
+    fn create_new(&self, path: &Path) -> io::Result<Box<dyn WriteFile>> {
+        Ok(Box::new(SystemWriteFile(OpenOptions::new().write(true).create_new(true).open(path)?)))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn ReadFile>> {
+        let file = File::open(path)?;
+        let length_bytes = file.metadata()?.len();
+        Ok(Arc::new(SystemReadFile { file, length_bytes }))
+    }
+
+    fn hard_link(&self, original: &Path, link: &Path) -> io::Result<()> {
+        std::fs::hard_link(original, link)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(from, to)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_file(path)
+    }
+
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_dir_all(path)
+    }
+
+    fn list_files(&self, path: &Path) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(path)? {
+            let entry = entry?;
+            if entry.file_type()?.is_file()
+                && let Ok(name) = entry.file_name().into_string()
+            {
+                names.push(name);
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.sync_all()
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn FileLock>> {
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+        file.try_lock().map_err(io::Error::from)?;
+        Ok(Box::new(SystemLock { _file: file }))
+    }
+
+    fn free_bytes(&self, path: &Path) -> Option<u64> {
+        let space = rustix::fs::statvfs(path).ok()?;
+        space.f_bavail.checked_mul(space.f_frsize)
+    }
+}

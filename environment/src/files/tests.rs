@@ -1,0 +1,47 @@
+//! One suite, run on every file system.
+
+use super::*;
+
+fn conforms(files: &dyn FileSystem, root: &Path) {
+    let folder = root.join("a/b");
+    files.create_dir_all(&folder).unwrap();
+    let path = folder.join("one");
+    create_durable(files, &path, b"hello", 1).unwrap();
+    let again = create_durable(files, &path, b"other", 2).unwrap_err();
+    assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
+    assert_eq!(read_file(files, &path).unwrap(), "hello");
+    assert_eq!(files.list_files(&folder).unwrap(), ["one"]);
+    assert_eq!(files.open(&path).unwrap().read_at(4, 2).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    files.rename(&path, &folder.join("two")).unwrap();
+    assert_eq!(files.open(&path).unwrap_err().kind(), io::ErrorKind::NotFound);
+    let lock = files.lock(&root.join("LOCK")).unwrap();
+    assert_eq!(files.lock(&root.join("LOCK")).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    drop(lock);
+    files.lock(&root.join("LOCK")).unwrap();
+    files.remove_dir_all(&root.join("a")).unwrap();
+    assert!(files.list_files(&folder).is_err());
+}
+
+#[test]
+fn system_files_conform() {
+    let folder = tempfile::tempdir().unwrap();
+    conforms(&SystemFiles, folder.path());
+}
+
+#[test]
+fn memory_files_conform() {
+    let files = MemoryFiles::default();
+    files.create_dir_all(Path::new("/root")).unwrap();
+    conforms(&files, Path::new("/root"));
+}
+
+#[test]
+fn a_full_disk_leaves_no_file() {
+    let files = FaultyFiles::new(Arc::new(MemoryFiles::default()));
+    let folder = Path::new("/data");
+    files.create_dir_all(folder).unwrap();
+    files.set(FileFault::DiskFull);
+    let error = create_durable(&files, &folder.join("one"), b"hello", 1).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    assert!(files.list_files(folder).unwrap().is_empty());
+}

@@ -1,0 +1,163 @@
+//! Statistics and equivalences of a fragment's output, as DataFusion's own operators derive them.
+
+use std::fmt;
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use aubade_proto::Fragment;
+use datafusion::common::stats::Precision;
+use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::common::{ColumnStatistics, Statistics, internal_datafusion_err};
+use datafusion::error::Result;
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
+use datafusion::physical_plan::execution_plan::{Boundedness, ChildrenPropertiesMode, EmissionType, ReplaceChildrenOptions};
+use datafusion::physical_plan::filter::FilterExecBuilder;
+use datafusion::physical_plan::projection::{ProjectionExec, ProjectionExpr};
+use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
+use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties};
+
+use crate::scan_exec::ScanTarget;
+
+/// What the optimiser is told of a scan's output.
+#[derive(Debug)]
+pub(crate) struct Estimate {
+    pub(crate) statistics: Statistics,
+    pub(crate) equivalence: EquivalenceProperties,
+}
+
+/// Of the columns that `schema` names, out of the statistics of the whole table.
+pub(crate) fn scan_statistics(target: &ScanTarget, schema: &SchemaRef) -> Statistics {
+    let table = &target.statistics;
+    let column = |name: &String| {
+        let index = target.table.schema.index_of(name).ok()?;
+        table.column_statistics.get(index).cloned()
+    };
+    let columns = schema.fields().iter().map(|field| column(field.name()).unwrap_or_else(ColumnStatistics::new_unknown));
+    let mut statistics =
+        Statistics { num_rows: table.num_rows, total_byte_size: Precision::Absent, column_statistics: columns.collect() };
+    statistics.calculate_total_byte_size(schema);
+    let sizes = statistics.column_statistics.iter().map(|column| column.byte_size);
+    let sum = sizes.reduce(|sum, size| sum.add(&size)).unwrap_or(Precision::Absent);
+    if sum != Precision::Absent {
+        statistics.total_byte_size = sum;
+    }
+    statistics
+}
+
+/// Plans the fragment with DataFusion's own operators over a leaf that has nothing but statistics, and asks what they
+/// know: so pushing a filter down changes no estimate.
+pub(crate) fn estimate(
+    target: &ScanTarget,
+    fragment: &Fragment,
+    selectivity: u8,
+    rows_kept: u64,
+    partition_count: usize,
+) -> Result<Estimate> {
+    let scanned = scan_statistics(target, fragment.scan_schema());
+    let mut plan: Arc<dyn ExecutionPlan> = Arc::new(StatisticsLeaf::new(Arc::clone(fragment.scan_schema()), scanned));
+    if let Some(filter) = fragment.filter() {
+        let filter = FilterExecBuilder::new(Arc::clone(filter), plan).with_default_selectivity(selectivity);
+        plan = Arc::new(filter.build()?);
+    }
+    let outputs = fragment.projection().iter().map(|column| ProjectionExpr {
+        expr: Arc::clone(&column.expression),
+        alias: column.name.clone(),
+    });
+    let plan = ProjectionExec::try_new(outputs.collect::<Vec<_>>(), plan)?;
+    let statistics = StatisticsContext::new().compute(&plan, &StatisticsArgs::new())?;
+    let mut statistics = Arc::unwrap_or_clone(statistics);
+    if fragment.filter().is_some() {
+        statistics.num_rows = cap(statistics.num_rows, rows_kept);
+    }
+    if let Some(limit) = fragment.limit() {
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX).saturating_mul(partition_count);
+        statistics = statistics.with_fetch(Some(limit), 0, 1)?;
+        if partition_count > 1 {
+            // One partition may have fewer rows than its share of the limit.
+            statistics = statistics.to_inexact();
+        }
+    }
+    let mut equivalence = EquivalenceProperties::new(Arc::clone(fragment.output_schema()));
+    if &plan.schema() == fragment.output_schema() {
+        equivalence = plan.properties().equivalence_properties().clone();
+    }
+    Ok(Estimate { statistics, equivalence })
+}
+
+/// No more rows than the segments have that pruning kept; none at all is certain.
+fn cap(rows: Precision<usize>, rows_kept: u64) -> Precision<usize> {
+    let rows_kept = usize::try_from(rows_kept).unwrap_or(usize::MAX);
+    match rows {
+        _ if rows_kept == 0 => Precision::Exact(0),
+        Precision::Exact(rows) if rows <= rows_kept => Precision::Exact(rows),
+        Precision::Exact(_) | Precision::Absent => Precision::Inexact(rows_kept),
+        Precision::Inexact(rows) => Precision::Inexact(rows.min(rows_kept)),
+    }
+}
+
+/// A leaf with statistics and without rows.
+#[derive(Debug)]
+struct StatisticsLeaf {
+    statistics: Arc<Statistics>,
+    properties: Arc<PlanProperties>,
+}
+
+impl StatisticsLeaf {
+    fn new(schema: SchemaRef, statistics: Statistics) -> Self {
+        let properties = PlanProperties::new(
+            EquivalenceProperties::new(schema),
+            Partitioning::UnknownPartitioning(1),
+            EmissionType::Incremental,
+            Boundedness::Bounded,
+        );
+        Self { statistics: Arc::new(statistics), properties: Arc::new(properties) }
+    }
+}
+
+impl DisplayAs for StatisticsLeaf {
+    fn fmt_as(&self, _format: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StatisticsLeaf")
+    }
+}
+
+impl ExecutionPlan for StatisticsLeaf {
+    fn name(&self) -> &str {
+        "StatisticsLeaf"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        Vec::new()
+    }
+
+    fn apply_expressions(
+        &self,
+        _f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
+    ) -> Result<TreeNodeRecursion> {
+        Ok(TreeNodeRecursion::Continue)
+    }
+
+    fn replace_children(
+        self: Arc<Self>,
+        _children: Vec<Arc<dyn ExecutionPlan>>,
+        _options: ReplaceChildrenOptions,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(self)
+    }
+
+    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
+    }
+
+    fn execute(&self, _partition: usize, _context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        Err(internal_datafusion_err!("a leaf that has only statistics cannot run"))
+    }
+
+    fn statistics_from_inputs(&self, _inputs: &[Arc<Statistics>], _args: &StatisticsArgs) -> Result<Arc<Statistics>> {
+        Ok(Arc::clone(&self.statistics))
+    }
+}

@@ -1,0 +1,74 @@
+//! Text forms of scans and plans, stable enough for snapshots.
+
+use std::fmt;
+use std::sync::Arc;
+
+use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr_common::physical_expr::fmt_sql;
+use datafusion::physical_plan::{ExecutionPlan, displayable};
+
+use crate::rewrite::compose::is_identity;
+use crate::scan_exec::StorageScanExec;
+
+fn sql(expression: &Arc<dyn PhysicalExpr>) -> String {
+    fmt_sql(expression.as_ref()).to_string()
+}
+
+fn columns(scan: &StorageScanExec) -> String {
+    let fields = scan.fragment().scan_schema().fields();
+    fields.iter().map(|field| field.name().as_str()).collect::<Vec<_>>().join(", ")
+}
+
+fn projection(scan: &StorageScanExec) -> Option<String> {
+    let fragment = scan.fragment();
+    let outputs = fragment.projection().iter().map(|output| {
+        let text = sql(&output.expression);
+        if text == output.name { text } else { format!("{text} as {}", output.name) }
+    });
+    (!is_identity(fragment)).then(|| outputs.collect::<Vec<_>>().join(", "))
+}
+
+/// What a scan does, in parts: the name of each and its text.
+fn parts(scan: &StorageScanExec) -> Vec<(&'static str, String)> {
+    let fragment = scan.fragment();
+    let mut parts = vec![
+        ("table", scan.table().name.to_string()),
+        ("segments", format!("{}/{}", scan.kept_segments().len(), scan.table().segments.len())),
+        ("columns", format!("[{}]", columns(scan))),
+    ];
+    parts.extend(fragment.filter().map(|filter| ("filter", sql(filter))));
+    parts.extend(projection(scan).map(|projection| ("projection", format!("[{projection}]"))));
+    parts.extend(fragment.limit().map(|limit| ("limit", limit.to_string())));
+    parts
+}
+
+/// One line: what runs at storage nodes, and what does not and why.
+pub(crate) fn scan_line(scan: &StorageScanExec) -> String {
+    let mut texts: Vec<String> = parts(scan).into_iter().map(|(name, text)| format!("{name}={text}")).collect();
+    if !scan.not_pushed().is_empty() {
+        texts.push(format!("not pushed: {}", scan.not_pushed().join("; ")));
+    }
+    texts.join(", ")
+}
+
+/// [`scan_line`] with what only an administrator wants to know.
+pub(crate) fn scan_line_verbose(scan: &StorageScanExec) -> String {
+    let partition_count = scan.properties().output_partitioning().partition_count();
+    format!("{}, version={}, partitions={partition_count}", scan_line(scan), scan.snapshot().version)
+}
+
+/// A line per part, for the tree format.
+pub(crate) fn scan_tree(scan: &StorageScanExec, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    for (name, text) in parts(scan) {
+        writeln!(f, "{name}={}", text.trim_start_matches('[').trim_end_matches(']'))?;
+    }
+    for note in scan.not_pushed() {
+        writeln!(f, "not pushed={note}")?;
+    }
+    Ok(())
+}
+
+/// A plan, one operator per line.
+pub fn plan_text(plan: &dyn ExecutionPlan) -> String {
+    displayable(plan).indent(false).to_string()
+}

@@ -1,0 +1,35 @@
+//! The order of physical optimiser rules; nothing else orders them.
+
+use std::sync::Arc;
+
+use datafusion::physical_optimizer::PhysicalOptimizerRule;
+use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
+
+use crate::rewrite::PushFragment;
+
+type Rules = Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>>;
+
+/// DataFusion's rules with ours among them.
+///
+/// [`PushFragment`] comes before any rule that looks at statistics or puts an operator in between: filters are in the
+/// scans when join orders are chosen, and no repartitioning separates the two yet. Limits are not its business: the
+/// later `LimitPushdown` gives them to the scan by `with_fetch`, and `ProjectionPushdown` hands over the projections that
+/// later rules make.
+pub fn physical_optimizer_rules() -> Rules {
+    let mut rules = PhysicalOptimizer::new().rules;
+    let first_by_statistics = rules.iter().position(|rule| rule.name() == "aggregate_statistics").unwrap_or_default();
+    rules.insert(first_by_statistics, Arc::new(PushFragment::new()));
+    rules
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fragments_are_pushed_before_statistics_are_used() {
+        let rules = physical_optimizer_rules();
+        let names: Vec<_> = rules.iter().map(|rule| rule.name()).collect();
+        assert_eq!(names[..3], ["OutputRequirements", "PushFragment", "aggregate_statistics"]);
+    }
+}

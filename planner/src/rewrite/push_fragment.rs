@@ -1,0 +1,203 @@
+//! The rule that moves filters and projections into the scans below them.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use aubade_proto::ProjectionColumn;
+use datafusion::common::config::ConfigOptions;
+use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::error::Result;
+use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_expr::{PhysicalExpr, conjunction, split_conjunction};
+use datafusion::physical_optimizer::PhysicalOptimizerRule;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::execution_plan::replace_children_if_necessary;
+use datafusion::physical_plan::filter::{FilterExec, FilterExecBuilder};
+use datafusion::physical_plan::projection::{ProjectionExec, ProjectionExpr};
+use datafusion::physical_expr_common::physical_expr::fmt_sql;
+
+use super::compose::{Widths, columns_used, reindex, substitute};
+use super::pushable::Pushable;
+use crate::estimate::scan_statistics;
+use crate::scan_exec::StorageScanExec;
+
+/// Replaces filters and projections over a [`StorageScanExec`] by a scan that does their work, as far as it can be done at
+/// a storage node and pays; the scan keeps why the rest is not.
+///
+/// From the leaves up, so that each operator meets a scan which has taken in all below it:
+/// ```text
+/// ProjectionExec [a + 1]          ProjectionExec [a + 1]      StorageScanExec
+///   FilterExec b > 5                StorageScanExec             columns=[a, b], filter=b > 5
+///     StorageScanExec [a, b]          filter=b > 5              projection=[a + 1]
+/// ```
+/// A filter is split into its conjuncts: those that cannot be pushed stay in a filter above.
+#[derive(Debug, Default)]
+pub struct PushFragment {
+    pushable: Pushable,
+}
+
+impl PushFragment {
+    /// The rule with the functions that storage nodes know.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn absorb_filter(&self, scan: &StorageScanExec, filter: &FilterExec, config: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
+        if scan.fragment().limit().is_some() {
+            return filter_above(filter, &[Arc::clone(filter.predicate())], scan.with_note("filter: comes after a limit".to_owned()));
+        }
+        let (mut pushed, mut kept, mut notes) = (Vec::new(), Vec::new(), Vec::new());
+        for conjunct in split_conjunction(filter.predicate()) {
+            let over_scan = substitute(conjunct, scan.fragment().projection())?;
+            match self.pushable.check_filter(&over_scan, scan.fragment().scan_schema(), config) {
+                Ok(()) => pushed.push(over_scan),
+                Err(reason) => {
+                    notes.push(format!("filter {}: {reason}", fmt_sql(conjunct.as_ref())));
+                    kept.push(Arc::clone(conjunct));
+                }
+            }
+        }
+        let mut scan = if pushed.is_empty() { scan.clone() } else { scan.with_filters(pushed, filter.default_selectivity())? };
+        for note in notes {
+            scan = scan.with_note(note);
+        }
+        if !kept.is_empty() {
+            return filter_above(filter, &kept, scan);
+        }
+        if let Some(columns) = filter.projection() {
+            scan = scan.with_columns(columns)?;
+        }
+        if let Some(fetch) = filter.fetch() {
+            scan = scan.with_limit(fetch)?;
+        }
+        Ok(Arc::new(scan))
+    }
+
+    fn absorb_projection(
+        &self,
+        scan: &StorageScanExec,
+        projection: &ProjectionExec,
+        config: &ConfigOptions,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let outputs = projection.expr().iter().map(|output| {
+            let expression = substitute(&output.expr, scan.fragment().projection())?;
+            Ok(ProjectionColumn { expression, name: output.alias.clone() })
+        });
+        let outputs = outputs.collect::<Result<Vec<_>>>()?;
+        let used: BTreeSet<usize> = projection.expr().iter().flat_map(|output| columns_used(&output.expr)).collect();
+        let used: Vec<usize> = used.into_iter().collect();
+
+        let checked = self.pushable.check_projection(&outputs, scan.fragment().scan_schema(), config);
+        let reason = match checked {
+            Err(reason) => reason,
+            Ok(()) if !pays(scan, &outputs, &used) => "it would send more bytes than its columns have".to_owned(),
+            Ok(()) => {
+                let pushed = scan.with_projection(&outputs)?;
+                if pushed.schema() == projection.schema() {
+                    return Ok(Arc::new(pushed));
+                }
+                "it changes the metadata of its columns".to_owned()
+            }
+        };
+        let computed = projection.expr().iter().find(|output| !output.expr.is::<Column>());
+        let what = computed.map_or_else(String::new, |output| format!(" {}", fmt_sql(output.expr.as_ref())));
+        projection_above(projection, &used, scan.with_note(format!("projection{what}: {reason}")))
+    }
+}
+
+/// Whether the rows of `outputs` are no wider than those of the columns that the projection uses.
+fn pays(scan: &StorageScanExec, outputs: &[ProjectionColumn], used: &[usize]) -> bool {
+    // Names and order cost nothing.
+    let mut columns = BTreeSet::new();
+    if outputs.iter().all(|output| output.expression.downcast_ref::<Column>().is_some_and(|column| columns.insert(column.index()))) {
+        return true;
+    }
+    let schema = scan.fragment().scan_schema();
+    let statistics = scan_statistics(scan.target(), schema);
+    let widths = Widths::new(schema, &statistics);
+    let before: f64 = used.iter().filter_map(|index| scan.fragment().projection().get(*index)).map(|column| widths.expression(&column.expression)).sum();
+    let after: f64 = outputs.iter().map(|output| widths.expression(&output.expression)).sum();
+    after <= before
+}
+
+/// The conjuncts that were not pushed, over a scan that sends only the columns that they and the filter's output need.
+fn filter_above(filter: &FilterExec, kept: &[Arc<dyn PhysicalExpr>], scan: StorageScanExec) -> Result<Arc<dyn ExecutionPlan>> {
+    let schema = scan.schema();
+    let wanted: Vec<usize> = match filter.projection() {
+        Some(columns) => columns.to_vec(),
+        None => (0..schema.fields().len()).collect(),
+    };
+    let sent: BTreeSet<usize> = kept.iter().flat_map(columns_used).chain(wanted.iter().copied()).collect();
+    let sent: Vec<usize> = sent.into_iter().collect();
+    let predicate = reindex(&conjunction(kept.iter().cloned()), &schema, &sent)?;
+    let positions: Vec<usize> = wanted.iter().filter_map(|column| sent.iter().position(|sent| sent == column)).collect();
+    let scan = if sent.len() < schema.fields().len() { scan.with_columns(&sent)? } else { scan };
+    let projection = filter.projection().is_some().then_some(positions);
+    let filter = FilterExecBuilder::new(predicate, Arc::new(scan))
+        .apply_projection(projection)?
+        .with_default_selectivity(filter.default_selectivity())
+        .with_batch_size(filter.batch_size())
+        .with_fetch(filter.fetch());
+    Ok(Arc::new(filter.build()?))
+}
+
+/// The projection over a scan that sends only the columns that it uses.
+fn projection_above(projection: &ProjectionExec, used: &[usize], scan: StorageScanExec) -> Result<Arc<dyn ExecutionPlan>> {
+    let schema = scan.schema();
+    let scan = if used.len() < schema.fields().len() { scan.with_columns(used)? } else { scan };
+    let outputs = projection.expr().iter().map(|output| {
+        Ok(ProjectionExpr { expr: reindex(&output.expr, &schema, used)?, alias: output.alias.clone() })
+    });
+    let outputs = outputs.collect::<Result<Vec<_>>>()?;
+    let above = ProjectionExec::try_new_with_schema_metadata(outputs, Arc::new(scan), &projection.schema())?;
+    Ok(Arc::new(above))
+}
+
+/// What an operator directly above a scan is called when it stays on the coordinator.
+fn operator(name: &str) -> Option<&'static str> {
+    match name {
+        "AggregateExec" => Some("aggregate"),
+        "SortExec" | "SortPreservingMergeExec" | "PartialSortExec" => Some("sort"),
+        name if name.contains("Join") => Some("join"),
+        name if name.contains("Window") => Some("window"),
+        _ => None,
+    }
+}
+
+/// Writes into the scans directly below `node` that `node` stays above.
+fn note_operator(node: Arc<dyn ExecutionPlan>) -> Result<Transformed<Arc<dyn ExecutionPlan>>> {
+    let Some(what) = operator(node.name()) else { return Ok(Transformed::no(node)) };
+    if !node.children().iter().any(|child| child.is::<StorageScanExec>()) {
+        return Ok(Transformed::no(node));
+    }
+    let children = node.children().into_iter().map(|child| match child.downcast_ref::<StorageScanExec>() {
+        Some(scan) => Arc::new(scan.with_note(format!("{what}: runs on the coordinator"))) as Arc<dyn ExecutionPlan>,
+        None => Arc::clone(child),
+    });
+    let children = children.collect();
+    replace_children_if_necessary(node, children).map(Transformed::yes)
+}
+
+impl PhysicalOptimizerRule for PushFragment {
+    fn optimize(&self, plan: Arc<dyn ExecutionPlan>, config: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
+        let plan = plan.transform_up(|node| {
+            let child = node.children().first().and_then(|child| child.downcast_ref::<StorageScanExec>());
+            if let (Some(filter), Some(scan)) = (node.downcast_ref::<FilterExec>(), child) {
+                return self.absorb_filter(scan, filter, config).map(Transformed::yes);
+            }
+            if let (Some(projection), Some(scan)) = (node.downcast_ref::<ProjectionExec>(), child) {
+                return self.absorb_projection(scan, projection, config).map(Transformed::yes);
+            }
+            note_operator(node)
+        });
+        plan.map(|plan| plan.data)
+    }
+
+    fn name(&self) -> &str {
+        "PushFragment"
+    }
+
+    fn schema_check(&self) -> bool {
+        true
+    }
+}

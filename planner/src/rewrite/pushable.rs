@@ -1,0 +1,172 @@
+//! Which expressions may run at a storage node.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use aubade_proto::convert::{decode_fragment, encode_fragment};
+use aubade_proto::{Fragment, ProjectionColumn};
+use datafusion::common::config::ConfigOptions;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::execution::{SessionStateBuilder, TaskContext};
+use datafusion::logical_expr::ScalarUDF;
+use datafusion::physical_expr::expressions::{
+    BinaryExpr, CaseExpr, CastExpr, Column, InListExpr, IsNotNullExpr, IsNullExpr, LikeExpr, Literal, NegativeExpr, NotExpr,
+    TryCastExpr,
+};
+use datafusion::physical_expr::{PhysicalExpr, ScalarFunctionExpr};
+use datafusion::prelude::SessionConfig;
+
+/// Tells which expressions a storage node evaluates to the same values as the coordinator.
+///
+/// Expressions are admitted by kind, not refused by kind: some have a wire form that means something else at the other
+/// end (a hash join's lookup becomes `true`, a scalar subquery needs its surrounding plan).
+pub struct Pushable {
+    /// Functions as every storage node has them.
+    functions: HashMap<String, Arc<ScalarUDF>>,
+    decoder: Arc<TaskContext>,
+}
+
+impl fmt::Debug for Pushable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pushable").field("functions", &self.functions.len()).finish()
+    }
+}
+
+impl Default for Pushable {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Pushable {
+    /// With the functions that DataFusion brings along, in its default settings.
+    pub fn new() -> Self {
+        let config = SessionConfig::new().with_create_default_catalog_and_schema(false);
+        let state = SessionStateBuilder::new().with_config(config).with_default_features().build();
+        Self { functions: state.scalar_functions().clone(), decoder: state.task_ctx() }
+    }
+
+    /// Why `filter` over `schema` cannot run at a storage node, if so.
+    ///
+    /// # Errors
+    /// The reason, for people.
+    pub fn check_filter(&self, filter: &Arc<dyn PhysicalExpr>, schema: &SchemaRef, config: &ConfigOptions) -> Result<(), String> {
+        self.check_kinds(filter, config)?;
+        let fragment = Fragment::try_new(Arc::clone(schema), Some(Arc::clone(filter)), Vec::new(), None);
+        fragment.and_then(|fragment| encode_fragment(&fragment)).map(|_| ()).map_err(|error| error.message().to_owned())
+    }
+
+    /// Why these output columns over `schema` cannot be computed at a storage node, if so.
+    ///
+    /// # Errors
+    /// The reason, for people.
+    pub fn check_projection(&self, projection: &[ProjectionColumn], schema: &SchemaRef, config: &ConfigOptions) -> Result<(), String> {
+        if projection.iter().all(|column| column.expression.is::<Column>()) {
+            return Ok(());
+        }
+        for column in projection {
+            self.check_kinds(&column.expression, config)?;
+        }
+        let round_trip = Fragment::try_new(Arc::clone(schema), None, projection.to_vec(), None).and_then(|sent| {
+            let received = decode_fragment(&encode_fragment(&sent)?, &self.decoder)?;
+            Ok(received.output_schema() == sent.output_schema())
+        });
+        match round_trip {
+            Ok(true) => Ok(()),
+            Ok(false) => Err("its type does not survive the wire".to_owned()),
+            Err(error) => Err(error.message().to_owned()),
+        }
+    }
+
+    fn check_kinds(&self, expression: &Arc<dyn PhysicalExpr>, config: &ConfigOptions) -> Result<(), String> {
+        let mut refused = None;
+        // The closure never fails, so neither does the walk.
+        let _ = expression.apply(|node| {
+            refused = self.refuse(node, config);
+            Ok(if refused.is_some() { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+        });
+        refused.map_or(Ok(()), Err)
+    }
+
+    fn refuse(&self, node: &Arc<dyn PhysicalExpr>, config: &ConfigOptions) -> Option<String> {
+        if let Some(function) = node.downcast_ref::<ScalarFunctionExpr>() {
+            return self.refuse_function(function, config);
+        }
+        let known = node.is::<Column>()
+            || node.is::<Literal>()
+            || node.is::<BinaryExpr>()
+            || node.is::<CaseExpr>()
+            || node.is::<CastExpr>()
+            || node.is::<TryCastExpr>()
+            || node.is::<InListExpr>()
+            || node.is::<IsNullExpr>()
+            || node.is::<IsNotNullExpr>()
+            || node.is::<LikeExpr>()
+            || node.is::<NegativeExpr>()
+            || node.is::<NotExpr>();
+        if known {
+            return None;
+        }
+        let kind = format!("{node:?}");
+        let kind = kind.split([' ', '(', '{']).next().unwrap_or_default();
+        Some(match kind {
+            "DynamicFilterPhysicalExpr" => "it is known only while the query runs".to_owned(),
+            "ScalarSubqueryExpr" => "it needs the result of a subquery".to_owned(),
+            other => format!("{other} runs on the coordinator only"),
+        })
+    }
+
+    fn refuse_function(&self, function: &ScalarFunctionExpr, config: &ConfigOptions) -> Option<String> {
+        let name = function.name();
+        if function.is_volatile_node() {
+            return Some(format!("{name} gives another value each time"));
+        }
+        if config.execution.time_zone.is_some() {
+            return Some(format!("{name} may depend on the time zone of the session"));
+        }
+        match self.functions.get(name) {
+            Some(known) if known.as_ref() == function.fun() => None,
+            Some(_) => Some(format!("{name} has settings of the session")),
+            None => Some(format!("{name} is not known to storage nodes")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::datatypes::{DataType, Field, Schema};
+    use datafusion::common::ToDFSchema;
+    use datafusion::prelude::SessionContext;
+
+    use super::*;
+
+    #[track_caller]
+    fn check(sql: &str, reason: Option<&str>) {
+        let schema = Schema::new(vec![Field::new("a", DataType::Int64, true), Field::new("s", DataType::Utf8View, true)]);
+        let df_schema = schema.clone().to_dfschema().unwrap();
+        let context = SessionContext::new();
+        let expression = context.parse_sql_expr(sql, &df_schema).unwrap();
+        let expression = context.create_physical_expr(expression, &df_schema).unwrap();
+        let result = Pushable::new().check_filter(&expression, &Arc::new(schema), &ConfigOptions::default());
+        match reason {
+            None => assert_eq!(result, Ok(())),
+            Some(reason) => assert!(result.as_ref().is_err_and(|text| text.contains(reason)), "{result:?}"),
+        }
+    }
+
+    #[test]
+    fn ordinary_filters_are_pushed() {
+        check("a > 5", None);
+        check("a in (1, 2, 3) and s like 'x%' or s is null", None);
+        check("case when a = 1 then s else 'y' end = 'z'", None);
+        check("upper(s) = 'X' and not (a between 1 and 3)", None);
+        check("cast(s as bigint) = -a", None);
+    }
+
+    #[test]
+    fn volatile_functions_stay() {
+        check("random() < 0.5", Some("random gives another value each time"));
+    }
+}

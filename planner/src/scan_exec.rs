@@ -1,0 +1,410 @@
+//! The leaf that stands for a fragment running at storage nodes.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+
+use arrow::datatypes::SchemaRef;
+use arrow::record_batch::RecordBatch;
+use aubade_catalog::Snapshot;
+use aubade_catalog::snapshot::Table;
+use aubade_proto::{Error, Fragment, ProjectionColumn};
+use datafusion::common::stats::Precision;
+use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::common::{Statistics, internal_datafusion_err};
+use datafusion::error::Result;
+use datafusion::execution::{RecordBatchStream, SendableRecordBatchStream, TaskContext};
+use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::conjunction;
+use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_plan::coop::make_cooperative;
+use datafusion::physical_plan::execution_plan::{
+    Boundedness, CardinalityEffect, ChildrenPropertiesMode, EmissionType, ReplaceChildrenOptions, SchedulingType,
+    apply_expression_roots,
+};
+use datafusion::physical_plan::metrics::MetricsSet;
+use datafusion::physical_plan::projection::ProjectionExec;
+use datafusion::physical_plan::statistics::StatisticsArgs;
+use datafusion::physical_plan::{
+    DisplayAs, DisplayFormatType, EmptyRecordBatchStream, ExecutionPlan, Partitioning, PlanProperties,
+};
+use futures::Stream;
+
+use crate::access::{ScanMetrics, ScanTask, TableAccess};
+use crate::estimate::{Estimate, estimate};
+use crate::explain;
+use crate::prune::{prune_segments, share_segments};
+use crate::rewrite::compose::{compose, substitute};
+
+/// What a scan is of, whatever its fragment.
+#[derive(Clone, Debug)]
+pub struct ScanTarget {
+    /// What the query reads.
+    pub snapshot: Arc<Snapshot>,
+    /// The table.
+    pub table: Arc<Table>,
+    /// Who runs it.
+    pub access: Arc<dyn TableAccess>,
+    /// Of the whole table.
+    pub statistics: Arc<Statistics>,
+    /// Partitions at most.
+    pub partitions_max: usize,
+}
+
+/// Which segments a scan reads.
+#[derive(Debug)]
+struct Segments {
+    kept: Vec<usize>,
+    /// `kept`, shared out over the partitions.
+    shares: Vec<Vec<usize>>,
+}
+
+impl Segments {
+    fn new(target: &ScanTarget, fragment: &Fragment) -> Self {
+        let statistics = &target.table.statistics;
+        let kept = prune_segments(statistics, fragment.scan_schema(), fragment.filter());
+        let rows = |index: usize| target.table.segments.get(index).map_or(0, |segment| segment.rows);
+        let shares = share_segments(&kept, rows, target.partitions_max);
+        Self { kept, shares }
+    }
+
+    fn rows(&self, target: &ScanTarget, segments: &[usize]) -> u64 {
+        segments.iter().filter_map(|index| target.table.segments.get(*index)).map(|segment| segment.rows).sum()
+    }
+}
+
+/// A scan of one table's segments with all that was pushed into it.
+///
+/// Its output partitions are shares of the segments that statistics do not rule out. A limit of the fragment holds for
+/// each partition, as DataFusion wants it of a leaf.
+#[derive(Clone)]
+pub struct StorageScanExec {
+    target: ScanTarget,
+    fragment: Arc<Fragment>,
+    /// Percent of rows that a filter is taken to pass when nothing better is known.
+    selectivity: u8,
+    segments: Arc<Segments>,
+    statistics: Arc<Statistics>,
+    not_pushed: Vec<String>,
+    metrics: ScanMetrics,
+    /// Whether the segment counts are in `metrics` yet.
+    counted: Arc<AtomicBool>,
+    properties: Arc<PlanProperties>,
+}
+
+impl fmt::Debug for StorageScanExec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "StorageScanExec({})", explain::scan_line(self))
+    }
+}
+
+impl StorageScanExec {
+    /// A scan that runs `fragment` over `target`.
+    ///
+    /// # Errors
+    /// When the expressions of the fragment do not fit its schema.
+    pub fn try_new(target: ScanTarget, fragment: Fragment) -> Result<Self> {
+        let segments = Arc::new(Segments::new(&target, &fragment));
+        let selectivity = datafusion::common::config::ConfigOptions::default().optimizer.default_filter_selectivity;
+        Self::build(target, Arc::new(fragment), selectivity, segments, Vec::new())
+    }
+
+    fn build(
+        target: ScanTarget,
+        fragment: Arc<Fragment>,
+        selectivity: u8,
+        segments: Arc<Segments>,
+        not_pushed: Vec<String>,
+    ) -> Result<Self> {
+        let rows_kept = segments.rows(&target, &segments.kept);
+        let partition_count = segments.shares.len();
+        let Estimate { statistics, equivalence } = estimate(&target, &fragment, selectivity, rows_kept, partition_count)?;
+        let partitioning = Partitioning::UnknownPartitioning(partition_count);
+        let properties = PlanProperties::new(equivalence, partitioning, EmissionType::Incremental, Boundedness::Bounded)
+            .with_scheduling_type(SchedulingType::Cooperative);
+        Ok(Self {
+            target,
+            fragment,
+            selectivity,
+            segments,
+            statistics: Arc::new(statistics),
+            not_pushed,
+            metrics: ScanMetrics::new(),
+            counted: Arc::default(),
+            properties: Arc::new(properties),
+        })
+    }
+
+    /// What the scan is of.
+    pub fn target(&self) -> &ScanTarget {
+        &self.target
+    }
+
+    /// What the query reads.
+    pub fn snapshot(&self) -> &Arc<Snapshot> {
+        &self.target.snapshot
+    }
+
+    /// The table.
+    pub fn table(&self) -> &Arc<Table> {
+        &self.target.table
+    }
+
+    /// What runs at storage nodes.
+    pub fn fragment(&self) -> &Arc<Fragment> {
+        &self.fragment
+    }
+
+    /// Who runs it.
+    pub fn access(&self) -> &Arc<dyn TableAccess> {
+        &self.target.access
+    }
+
+    /// Its counters, also those of a run under way.
+    pub fn scan_metrics(&self) -> &ScanMetrics {
+        &self.metrics
+    }
+
+    /// Indices into the table's segments of those that statistics do not rule out.
+    pub fn kept_segments(&self) -> &[usize] {
+        &self.segments.kept
+    }
+
+    /// What stays on the coordinator directly above this leaf, and why.
+    pub fn not_pushed(&self) -> &[String] {
+        &self.not_pushed
+    }
+
+    /// The same scan with a note on what stays above it.
+    #[must_use]
+    pub(crate) fn with_note(&self, note: String) -> Self {
+        let mut scan = self.clone();
+        if !scan.not_pushed.contains(&note) {
+            scan.not_pushed.push(note);
+        }
+        scan
+    }
+
+    /// The scan with `filters` (over the columns that the fragment reads) added to its filter. `selectivity` is a guess
+    /// in percent.
+    pub(crate) fn with_filters(&self, filters: Vec<Arc<dyn PhysicalExpr>>, selectivity: u8) -> Result<Self> {
+        let all = self.fragment.filter().cloned().into_iter().chain(filters);
+        let fragment =
+            compose(self.fragment.scan_schema(), Some(&conjunction(all)), self.fragment.projection(), self.fragment.limit())?;
+        let segments = Arc::new(Segments::new(&self.target, &fragment));
+        Self::build(self.target.clone(), Arc::new(fragment), selectivity, segments, self.not_pushed.clone())
+    }
+
+    /// The scan with other output columns, over the columns that the fragment reads.
+    pub(crate) fn with_projection(&self, projection: &[ProjectionColumn]) -> Result<Self> {
+        let fragment = compose(self.fragment.scan_schema(), self.fragment.filter(), projection, self.fragment.limit())?;
+        self.with_fragment(fragment)
+    }
+
+    /// The scan with only the output columns at `indices`, in this order.
+    pub(crate) fn with_columns(&self, indices: &[usize]) -> Result<Self> {
+        let projection = indices.iter().map(|index| {
+            let column = self.fragment.projection().get(*index).cloned();
+            column.ok_or_else(|| internal_datafusion_err!("the scan has no output column {index}"))
+        });
+        self.with_projection(&projection.collect::<Result<Vec<_>>>()?)
+    }
+
+    /// The scan of a fragment with the same filter.
+    fn with_fragment(&self, fragment: Fragment) -> Result<Self> {
+        let segments = Arc::clone(&self.segments);
+        Self::build(self.target.clone(), Arc::new(fragment), self.selectivity, segments, self.not_pushed.clone())
+    }
+
+    /// The scan with `limit` rows at most from each partition, or fewer if it had a lower limit.
+    pub(crate) fn with_limit(&self, limit: usize) -> Result<Self> {
+        let limit = u64::try_from(limit).unwrap_or(u64::MAX);
+        let limit = self.fragment.limit().map_or(limit, |before| before.min(limit));
+        self.with_fragment(self.fragment.with_limit(Some(limit)))
+    }
+
+    fn count_segments(&self) {
+        // Ordering: the counters carry no other data, so that nothing needs to be seen with the flag.
+        if !self.counted.swap(true, Ordering::Relaxed) {
+            let total = self.target.table.segments.len();
+            self.metrics.segments_total.add(total);
+            self.metrics.segments_pruned.add(total.saturating_sub(self.segments.kept.len()));
+        }
+    }
+
+    fn partition_statistics_of(&self, partition: usize) -> Result<Statistics> {
+        let share = self.segments.shares.get(partition);
+        let share = share.ok_or_else(|| internal_datafusion_err!("the scan has no partition {partition}"))?;
+        if self.segments.shares.len() == 1 {
+            return Ok(self.statistics.as_ref().clone());
+        }
+        let rows = self.segments.rows(&self.target, share) as f64;
+        let all = self.segments.rows(&self.target, &self.segments.kept).max(1) as f64;
+        let mut statistics = self.statistics.as_ref().clone().to_inexact();
+        statistics.num_rows = statistics.num_rows.with_estimated_selectivity(rows / all);
+        statistics.total_byte_size = statistics.total_byte_size.with_estimated_selectivity(rows / all);
+        if self.fragment.filter().is_none() && self.fragment.limit().is_none() {
+            statistics.num_rows = Precision::Exact(usize::try_from(self.segments.rows(&self.target, share)).unwrap_or(usize::MAX));
+        }
+        Ok(statistics)
+    }
+}
+
+impl DisplayAs for StorageScanExec {
+    fn fmt_as(&self, format: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match format {
+            DisplayFormatType::Default => write!(f, "StorageScanExec: {}", explain::scan_line(self)),
+            DisplayFormatType::Verbose => write!(f, "StorageScanExec: {}", explain::scan_line_verbose(self)),
+            DisplayFormatType::TreeRender => explain::scan_tree(self, f),
+        }
+    }
+}
+
+impl ExecutionPlan for StorageScanExec {
+    fn name(&self) -> &str {
+        "StorageScanExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        Vec::new()
+    }
+
+    fn replace_children(
+        self: Arc<Self>,
+        children: Vec<Arc<dyn ExecutionPlan>>,
+        _options: ReplaceChildrenOptions,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        if children.is_empty() { Ok(self) } else { Err(internal_datafusion_err!("a scan has no children")) }
+    }
+
+    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
+    }
+
+    fn apply_expressions(
+        &self,
+        f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
+    ) -> Result<TreeNodeRecursion> {
+        let projection = self.fragment.projection().iter().map(|column| &column.expression);
+        apply_expression_roots(self.fragment.filter().into_iter().chain(projection), f)
+    }
+
+    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let segments = self.segments.shares.get(partition).cloned();
+        let segments = segments.ok_or_else(|| internal_datafusion_err!("the scan has no partition {partition}"))?;
+        self.count_segments();
+        let schema = self.schema();
+        if segments.is_empty() || self.fragment.limit() == Some(0) {
+            return Ok(Box::pin(EmptyRecordBatchStream::new(schema)));
+        }
+        let task = ScanTask {
+            snapshot: Arc::clone(&self.target.snapshot),
+            table: Arc::clone(&self.target.table),
+            segments,
+            fragment: Arc::clone(&self.fragment),
+            metrics: self.metrics.clone(),
+            partition,
+        };
+        let inner = self.target.access.scan(task, context)?;
+        let rows_left = self.fragment.limit().map(|limit| usize::try_from(limit).unwrap_or(usize::MAX));
+        Ok(make_cooperative(Box::pin(ScanStream { schema, inner: Some(inner), rows_left, metrics: self.metrics.clone() })))
+    }
+
+    fn metrics(&self) -> Option<MetricsSet> {
+        Some(self.metrics.metrics_set())
+    }
+
+    fn statistics_from_inputs(&self, _inputs: &[Arc<Statistics>], args: &StatisticsArgs) -> Result<Arc<Statistics>> {
+        match args.partition() {
+            None => Ok(Arc::clone(&self.statistics)),
+            Some(partition) => self.partition_statistics_of(partition).map(Arc::new),
+        }
+    }
+
+    fn with_fetch(&self, limit: Option<usize>) -> Option<Arc<dyn ExecutionPlan>> {
+        let limit = limit.map(|limit| u64::try_from(limit).unwrap_or(u64::MAX));
+        let scan = self.with_fragment(self.fragment.with_limit(limit)).ok()?;
+        Some(Arc::new(scan))
+    }
+
+    fn fetch(&self) -> Option<usize> {
+        self.fragment.limit().map(|limit| usize::try_from(limit).unwrap_or(usize::MAX))
+    }
+
+    fn cardinality_effect(&self) -> CardinalityEffect {
+        CardinalityEffect::Unknown
+    }
+
+    fn try_swapping_with_projection(&self, projection: &ProjectionExec) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+        // Later rules move projections down here. Those that compute something were weighed by `PushFragment` before.
+        let mut seen = std::collections::BTreeSet::new();
+        let narrow = projection.expr().iter().all(|output| {
+            output.expr.downcast_ref::<Column>().is_some_and(|column| seen.insert(column.index()))
+        });
+        if !narrow {
+            return Ok(None);
+        }
+        let outputs = projection.expr().iter().map(|output| {
+            let expression = substitute(&output.expr, self.fragment.projection())?;
+            Ok(ProjectionColumn { expression, name: output.alias.clone() })
+        });
+        let scan = self.with_projection(&outputs.collect::<Result<Vec<_>>>()?)?;
+        Ok((scan.schema() == projection.schema()).then(|| Arc::new(scan) as Arc<dyn ExecutionPlan>))
+    }
+}
+
+/// One partition's batches: counts them, and ends at the limit whatever the access sends.
+struct ScanStream {
+    schema: SchemaRef,
+    /// `None` after the end, so that the scan stops at once.
+    inner: Option<SendableRecordBatchStream>,
+    rows_left: Option<usize>,
+    metrics: ScanMetrics,
+}
+
+impl ScanStream {
+    fn accept(&mut self, batch: RecordBatch) -> Result<RecordBatch> {
+        if batch.num_columns() != self.schema.fields().len() {
+            let message = format!("a scan sent {} columns instead of {}", batch.num_columns(), self.schema.fields().len());
+            return Err(Error::internal(message).into());
+        }
+        let batch = match self.rows_left {
+            Some(rows_left) if batch.num_rows() >= rows_left => {
+                self.inner = None;
+                batch.slice(0, rows_left)
+            }
+            _ => batch,
+        };
+        self.rows_left = self.rows_left.map(|rows_left| rows_left.saturating_sub(batch.num_rows()));
+        self.metrics.output_rows.add(batch.num_rows());
+        Ok(batch)
+    }
+}
+
+impl Stream for ScanStream {
+    type Item = Result<RecordBatch>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let elapsed = self.metrics.elapsed_compute.clone();
+        let _timer = elapsed.timer();
+        let Some(inner) = &mut self.inner else { return Poll::Ready(None) };
+        let next = ready!(Pin::new(inner).poll_next(context));
+        let item = next.map(|batch| batch.and_then(|batch| self.accept(batch)));
+        if !matches!(item, Some(Ok(_))) {
+            self.inner = None;
+        }
+        Poll::Ready(item)
+    }
+}
+
+impl RecordBatchStream for ScanStream {
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
+    }
+}

@@ -1,0 +1,58 @@
+//! DataFusion sessions: defaults, functions, rules, and the binding to one snapshot.
+
+use std::sync::Arc;
+
+use aubade_catalog::Snapshot;
+use aubade_catalog::snapshot::DEFAULT_SCHEMA;
+use datafusion::catalog::EmptyCatalogProviderList;
+use datafusion::execution::runtime_env::RuntimeEnv;
+use datafusion::execution::{SessionState, SessionStateBuilder};
+use datafusion::prelude::SessionConfig;
+
+use crate::access::TableAccess;
+use crate::catalog::{CATALOG, SnapshotCatalog};
+use crate::embedded::PlannerOptions;
+use crate::pipeline::physical_optimizer_rules;
+
+/// The settings that sessions start with; `SET` changes them.
+pub fn session_config(options: &PlannerOptions) -> SessionConfig {
+    let mut config = SessionConfig::new()
+        .with_information_schema(true)
+        .with_default_catalog_and_schema(CATALOG, DEFAULT_SCHEMA)
+        .with_create_default_catalog_and_schema(false)
+        .with_collect_statistics(true);
+    if let Some(partitions) = options.target_partitions {
+        config = config.with_target_partitions(partitions.max(1));
+    }
+    if let Some(rows) = options.batch_rows {
+        config = config.with_batch_size(rows.max(1));
+    }
+    let settings = config.options_mut();
+    settings.sql_parser.map_string_types_to_utf8view = true;
+    settings.optimizer.prefer_hash_join = true;
+    // Of external files. Row filters inside of the Parquet reader stay off: they can cost more than they save.
+    settings.execution.parquet.pruning = true;
+    settings.execution.parquet.enable_page_index = true;
+    settings.execution.parquet.bloom_filter_on_read = true;
+    config
+}
+
+/// The template of a session: functions, rules and settings, but no tables.
+pub fn session_state(config: SessionConfig, runtime: Arc<RuntimeEnv>) -> SessionState {
+    SessionStateBuilder::new()
+        .with_config(config.with_create_default_catalog_and_schema(false))
+        .with_runtime_env(runtime)
+        .with_catalog_list(Arc::new(EmptyCatalogProviderList))
+        .with_default_features()
+        .with_physical_optimizer_rules(physical_optimizer_rules())
+        .build()
+}
+
+/// The template bound to one snapshot: what a query is planned with. `now()` is the time of this call.
+pub fn bind_snapshot(template: &SessionState, snapshot: Arc<Snapshot>, access: Arc<dyn TableAccess>) -> SessionState {
+    let mut state = template.clone();
+    state.mark_start_execution();
+    let catalog = SnapshotCatalog::new(snapshot, access, state.clone());
+    state.register_catalog_list(Arc::new(catalog));
+    state
+}

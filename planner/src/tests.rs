@@ -1,0 +1,308 @@
+//! Whole queries: their answers against plain DataFusion, their plans, and their errors.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use arrow::record_batch::RecordBatch;
+use arrow::util::pretty::pretty_format_batches;
+use aubade_proto::{Error, ErrorCode};
+use datafusion::catalog::{MemTable, MemorySchemaProvider};
+use datafusion::prelude::{SessionConfig, SessionContext};
+use futures::TryStreamExt;
+
+use crate::embedded::{PlannedQuery, Planner, PlannerOptions};
+use crate::storage_scans;
+use crate::test_support::{MemoryAccess, MemoryTable, customers, nothing, orders, snapshot};
+
+fn tables() -> Vec<MemoryTable> {
+    vec![orders(), customers(), nothing()]
+}
+
+fn planner_with(views: &[(&str, &str)]) -> (Planner, Arc<MemoryAccess>) {
+    let tables = tables();
+    let access = MemoryAccess::new(&tables);
+    let options = PlannerOptions { target_partitions: Some(2), batch_rows: None };
+    (Planner::with_access(snapshot(&tables, views), Arc::clone(&access) as _, &options), access)
+}
+
+async fn run(query: &PlannedQuery) -> Result<Vec<RecordBatch>, Error> {
+    query.run()?.try_collect().await.map_err(Error::from)
+}
+
+/// Rows as text, sorted unless the query orders them.
+fn rows(batches: &[RecordBatch], sql: &str) -> Vec<String> {
+    let text = pretty_format_batches(batches).unwrap().to_string();
+    let mut lines: Vec<String> = text.lines().filter(|line| !line.starts_with('+')).map(squeeze).collect();
+    if !sql.to_lowercase().contains("order by") {
+        lines.sort();
+    }
+    lines
+}
+
+fn squeeze(line: &str) -> String {
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The same tables in plain DataFusion.
+fn reference() -> SessionContext {
+    let config = SessionConfig::new().with_target_partitions(2);
+    let context = SessionContext::new_with_config(config);
+    let schema = Arc::new(MemorySchemaProvider::new());
+    context.catalog("datafusion").unwrap().register_schema("sales", schema).unwrap();
+    for table in tables() {
+        let partitions = table.segments.iter().map(|batch| vec![batch.clone()]).collect();
+        let memory = MemTable::try_new(Arc::clone(&table.schema), partitions).unwrap();
+        context.register_table(format!("{}.{}", table.name.schema, table.name.name), Arc::new(memory)).unwrap();
+    }
+    context
+}
+
+async fn check(sql: &str) {
+    let expected = reference().sql(sql).await.unwrap().collect().await.unwrap();
+    let query = planner_with(&[]).0.plan(sql).await.unwrap();
+    let got = run(&query).await.unwrap();
+    assert_eq!(rows(&got, sql), rows(&expected, sql), "{sql}\n{}", query.explain());
+}
+
+async fn explain(sql: &str) -> String {
+    planner_with(&[]).0.plan(sql).await.unwrap().explain()
+}
+
+async fn failure(sql: &str) -> Error {
+    match planner_with(&[]).0.plan(sql).await {
+        Err(error) => error,
+        Ok(query) => run(&query).await.unwrap_err(),
+    }
+}
+
+#[tokio::test]
+async fn answers_are_those_of_datafusion() {
+    for sql in [
+        "select * from orders",
+        "select * from orders where id < 30 and status = 'open'",
+        "select comment from orders where id between 20 and 30",
+        "select id, id as again, total from orders where customer is null",
+        "select total, id from orders where upper(status) = 'CLOSED' and day > date '1994-09-01'",
+        "select length(comment), id + 1 from orders where id % 2 = 0",
+        "select 1, 'x' from orders where id < 3",
+        "select id * 2 as twice, id * 3 as thrice, id from orders where id in (1, 50, 99, 1000)",
+        "select case when customer > 5 then 'big' else status end from orders where comment like '%number 1%'",
+        "select * from (select id as x, total as y from orders where id > 10) t where x < 20 and y > 16.5",
+        "select a.id, b.id from orders a join orders b on a.id = b.customer where a.id > 2 and b.status is not null",
+        "select \"Region\", sum(total), count(*) from orders join customer on customer = customer.id where day < date '1994-10-20' group by \"Region\"",
+        "select status, avg(total) from orders group by status having count(*) > 3",
+        "select id, row_number() over (partition by status order by id desc) from orders where id < 40",
+        "select distinct status from orders where customer not in (1, 2)",
+        "select cast(total as double) / 3, id from orders where cast(id as varchar) like '1%' order by id desc",
+        "select id from orders order by day desc, id limit 7 offset 3",
+        "select id from orders where status = 'open' order by id limit 4",
+        "select * from orders where 1 = 0",
+        "select id from orders union all select id from customer where name <> 'customer 3'",
+        "select name from customer where exists (select 1 from orders where customer = customer.id and total > 100)",
+        "select name from customer where id = (select max(customer) from orders)",
+        "select id, total from orders where total > (select avg(total) from orders where status = 'open') and id < 90",
+        "select * from sales.nothing where a > 1",
+        "select count(*), max(a) from sales.nothing",
+        "select o.id from orders o left join sales.nothing n on o.id = n.a where n.a is null and o.id < 5",
+        "select id from orders where customer is distinct from 3 and not (status = 'open' or id > 60)",
+        "select substr(comment, 1, 5) || status, id from orders where comment is not null",
+        "with recursive r(n) as (select 1 union all select n + 1 from r where n < 3) select id from orders join r on id = n",
+    ] {
+        check(sql).await;
+    }
+}
+
+#[tokio::test]
+async fn counts_are_right_with_and_without_columns() {
+    for sql in [
+        "select count(*) from orders",
+        "select count(*) from orders where status = 'open'",
+        "select count(comment), count(*), min(id), max(day) from orders",
+        "select count(*) from (select id from orders limit 30) t",
+        "select count(*) from (select id + 1 from orders where id > 70) t",
+        "select count(distinct customer) from orders where id < 60",
+        "select sum(1) from orders where random() >= 0",
+        "select count(*) from orders, customer where orders.id > 95",
+    ] {
+        check(sql).await;
+    }
+}
+
+#[tokio::test]
+async fn a_count_of_all_rows_scans_nothing() {
+    let (planner, access) = planner_with(&[]);
+    let query = planner.plan("select count(*), min(id), max(id) from orders").await.unwrap();
+    assert!(query.fragments().is_empty(), "{}", query.explain());
+    assert_eq!(rows(&run(&query).await.unwrap(), "order by")[1], "| 100 | 0 | 99 |");
+    assert!(access.tasks.lock().is_empty());
+}
+
+#[tokio::test]
+async fn limits_hold_although_each_partition_has_its_own() {
+    for (sql, expected) in [
+        ("select id from orders limit 7", 7),
+        ("select id from orders limit 40", 40),
+        ("select id from orders where status = 'open' limit 5 offset 3", 5),
+        ("select id from orders limit 0", 0),
+        ("select * from (select id from orders limit 30) t where id >= 0", 30),
+        ("select id + 1 from (select id from orders where id > 20 limit 10) t limit 8", 8),
+        ("select id from orders limit 1000", 100),
+    ] {
+        let query = planner_with(&[]).0.plan(sql).await.unwrap();
+        let count: usize = run(&query).await.unwrap().iter().map(RecordBatch::num_rows).sum();
+        assert_eq!(count, expected, "{sql}\n{}", query.explain());
+    }
+}
+
+#[tokio::test]
+async fn filter_projection_and_limit_run_at_storage() {
+    let plan = explain("select id, length(comment) from orders where day >= date '1994-10-01' and status = 'open' limit 3").await;
+    insta::assert_snapshot!(plan, @"");
+}
+
+#[tokio::test]
+async fn what_is_not_pushed_says_why() {
+    let volatile = explain("select id from orders where random() < 2 and id > 80").await;
+    insta::assert_snapshot!(volatile, @"");
+    let wide = explain("select comment, upper(comment), id from orders where id < 3").await;
+    insta::assert_snapshot!(wide, @"");
+    let aggregate = explain("select status, sum(total * 2) from orders where id < 50 group by status").await;
+    insta::assert_snapshot!(aggregate, @"");
+    let subquery = explain("select id from orders where total > (select avg(total) from orders) and id > 3").await;
+    insta::assert_snapshot!(subquery, @"");
+}
+
+#[tokio::test]
+async fn both_sides_of_a_join_are_cut_down() {
+    let sql = "select name, total from orders join customer on customer = customer.id where status = 'open' and name <> 'customer 1'";
+    insta::assert_snapshot!(explain(sql).await, @"");
+}
+
+#[tokio::test]
+async fn the_tree_format_shows_the_fragment() {
+    let query = planner_with(&[]).0.plan("explain format tree select id from orders where id < 10").await.unwrap();
+    let text = pretty_format_batches(&run(&query).await.unwrap()).unwrap().to_string();
+    for part in ["StorageScanExec", "table", "public.orders", "segments", "1/4", "filter"] {
+        assert!(text.contains(part), "{part} is missing in\n{text}");
+    }
+}
+
+#[tokio::test]
+async fn segments_are_pruned_by_their_statistics() {
+    for (filter, kept) in [
+        ("id = 30", 1),
+        ("id < 0", 0),
+        ("id in (1, 99)", 2),
+        ("day >= date '1994-10-24'", 2),
+        ("id > 20 and id < 30", 2),
+        ("customer is null", 4),
+        ("id is null", 0),
+        ("id + 1 > 80", 4),
+    ] {
+        let query = planner_with(&[]).0.plan(&format!("select comment from orders where {filter}")).await.unwrap();
+        let fragments = query.fragments();
+        if kept == 0 && fragments.is_empty() {
+            continue;
+        }
+        assert_eq!((fragments[0].segments_kept, fragments[0].segments_total), (kept, 4), "{filter}");
+    }
+}
+
+#[tokio::test]
+async fn a_scan_counts_its_segments_and_rows() {
+    let (planner, access) = planner_with(&[]);
+    let query = planner.plan("select id from orders where id >= 50 and status = 'open'").await.unwrap();
+    let rows: usize = run(&query).await.unwrap().iter().map(RecordBatch::num_rows).sum();
+    let scans = storage_scans(query.physical_plan());
+    let metrics = scans[0].scan_metrics();
+    assert_eq!((metrics.segments_total.value(), metrics.segments_pruned.value()), (4, 2));
+    assert_eq!(metrics.output_rows.value(), rows);
+    let tasks = access.tasks.lock();
+    let mut segments: Vec<_> = tasks.iter().flat_map(|task| task.segments.clone()).collect();
+    segments.sort_unstable();
+    assert_eq!((tasks.len(), segments), (2, vec![2, 3]));
+}
+
+#[tokio::test]
+async fn views_are_planned_into_their_tables() {
+    let views = [("open_orders", "select id, total from orders where status = 'open'"), ("sales.few", "select * from open_orders where id < 10")];
+    let (planner, _) = planner_with(&views);
+    let query = planner.plan("select sum(total) from sales.few").await.unwrap();
+    assert_eq!(query.fragments()[0].segments_kept, 1, "{}", query.explain());
+    assert_eq!(rows(&run(&query).await.unwrap(), "order by")[1], "| 30.00 |");
+}
+
+#[tokio::test]
+async fn a_view_of_itself_is_refused() {
+    let views = [("a", "select * from b"), ("b", "select * from a")];
+    let error = planner_with(&views).0.plan("select * from a").await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::SqlPlan);
+    assert!(error.message().contains("view public.a is defined by itself"), "{error}");
+}
+
+#[tokio::test]
+async fn a_tower_of_views_is_refused() {
+    let names: Vec<_> = (0..40).map(|level| (format!("v{level}"), format!("select * from v{}", level + 1))).collect();
+    let views: Vec<_> = names.iter().map(|(name, sql)| (name.as_str(), sql.as_str())).collect();
+    let error = planner_with(&views).0.plan("select * from v0").await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::LimitExceeded);
+}
+
+#[tokio::test]
+async fn a_view_of_a_lost_table_is_named() {
+    let error = planner_with(&[("v", "select * from lost")]).0.plan("select * from v").await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::TableNotFound);
+    assert!(error.message().contains("view public.v cannot be read: table 'lost' not found"), "{error}");
+}
+
+#[tokio::test]
+async fn information_schema_lists_relations() {
+    let (planner, _) = planner_with(&[("v", "select id from orders")]);
+    let sql = "select table_schema, table_name, table_type from information_schema.tables where table_schema <> 'information_schema' order by 1, 2";
+    let query = planner.plan(sql).await.unwrap();
+    let lines = rows(&run(&query).await.unwrap(), sql);
+    assert_eq!(lines[1..], ["| public | customer | BASE TABLE |", "| public | orders | BASE TABLE |", "| public | v | VIEW |", "| sales | nothing | BASE TABLE |"]);
+    let columns = planner.plan("select count(*) from information_schema.columns where table_name = 'v'").await.unwrap();
+    assert_eq!(rows(&run(&columns).await.unwrap(), "order by")[1], "| 1 |");
+}
+
+#[tokio::test]
+async fn unknown_names_come_with_the_nearest_one() {
+    for (sql, code, message, hint) in [
+        ("select * from ordes", ErrorCode::TableNotFound, "table 'ordes' not found", "did you mean 'orders'?"),
+        ("select * from nothing", ErrorCode::TableNotFound, "table 'nothing' not found", "did you mean 'sales.nothing'?"),
+        ("select * from sale.nothing", ErrorCode::SchemaNotFound, "schema 'sale' not found", "did you mean 'sales'?"),
+        ("select * from zzz", ErrorCode::TableNotFound, "table 'zzz' not found", "SHOW TABLES"),
+        ("select * from other.public.orders", ErrorCode::TableNotFound, "table 'other.public.orders'", "only one catalog"),
+        ("select totl from orders", ErrorCode::ColumnNotFound, "column 'totl' not found", "did you mean 'total'?"),
+        ("select region from customer", ErrorCode::ColumnNotFound, "column 'region' not found", "did you mean '\"Region\"'?"),
+        ("select o.xyzzy from orders o", ErrorCode::ColumnNotFound, "column 'o.xyzzy' not found", "there are id, customer"),
+    ] {
+        let error = failure(sql).await;
+        assert_eq!(error.code(), code, "{error}");
+        assert!(error.message().contains(message), "{error}");
+        assert!(error.hint_text().is_some_and(|text| text.contains(hint)), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn other_mistakes_have_codes_and_places() {
+    let syntax = failure("select id frm orders where").await;
+    assert_eq!(syntax.code(), ErrorCode::SqlSyntax);
+    assert!(syntax.message().contains("Line: 1, Column:"), "{syntax}");
+    assert_eq!(failure("select id + true from orders").await.code(), ErrorCode::SqlPlan);
+    assert_eq!(failure("select id / 0 from orders").await.code(), ErrorCode::DivisionByZero);
+    assert_eq!(failure("create table x (a int)").await.code(), ErrorCode::NotSupported);
+    for sql in ["delete from orders", "update orders set id = 1", "insert overwrite orders select * from orders"] {
+        let error = failure(sql).await;
+        assert_eq!(error.code(), ErrorCode::NotSupported, "{sql}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn inserts_go_to_the_sink() {
+    let (planner, access) = planner_with(&[]);
+    let query = planner.plan("insert into sales.nothing select id, status from orders where id < 12").await.unwrap();
+    assert_eq!(rows(&run(&query).await.unwrap(), "order by")[1], "| 12 |");
+    assert_eq!(access.rows_written.load(Ordering::Relaxed), 12);
+}

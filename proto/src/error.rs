@@ -1,0 +1,378 @@
+//! The one error that crosses crate and process borders: a stable code, a message that names the
+//! thing, a hint what to do, and the cause.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
+
+use arrow::error::ArrowError;
+use datafusion::common::SchemaError;
+use datafusion::error::DataFusionError;
+use prost::Message;
+
+use crate::code::{ErrorCode, Retry};
+use crate::wire::storage::ErrorDetail;
+
+/// The result of everything that can fail with an [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+type Source = Arc<dyn StdError + Send + Sync + 'static>;
+
+/// See the module's doc. Cheap to clone.
+#[derive(Clone)]
+pub struct Error(Arc<Inner>);
+
+#[derive(Clone)]
+struct Inner {
+    code: ErrorCode,
+    message: String,
+    hint: Option<String>,
+    retry_after_millis: u64,
+    source: Option<Source>,
+}
+
+/// The text of a cause that happened in another process.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+struct RemoteCause {
+    text: String,
+    #[source]
+    source: Option<Box<RemoteCause>>,
+}
+
+impl Error {
+    /// An error with a message in lower case and without a full stop that names the thing.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self(Arc::new(Inner { code, message: message.into(), hint: None, retry_after_millis: 0, source: None }))
+    }
+
+    /// A defect: a state that the code rules out.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::Internal, message)
+    }
+
+    fn edit(mut self, change: impl FnOnce(&mut Inner)) -> Self {
+        change(Arc::make_mut(&mut self.0));
+        self
+    }
+
+    /// Adds what the reader should do.
+    #[must_use]
+    pub fn hint(self, hint: impl Into<String>) -> Self {
+        self.edit(|inner| inner.hint = Some(hint.into()))
+    }
+
+    /// Adds the cause.
+    #[must_use]
+    pub fn source(self, source: impl Into<Box<dyn StdError + Send + Sync + 'static>>) -> Self {
+        self.edit(|inner| inner.source = Some(Arc::from(source.into())))
+    }
+
+    /// Adds how long to wait before another try, for [`ErrorCode::Busy`].
+    #[must_use]
+    pub fn retry_after_millis(self, millis: u64) -> Self {
+        self.edit(|inner| inner.retry_after_millis = millis)
+    }
+
+    /// The stable code.
+    pub fn code(&self) -> ErrorCode {
+        self.0.code
+    }
+
+    /// The message without code and hint.
+    pub fn message(&self) -> &str {
+        &self.0.message
+    }
+
+    /// What to do about it.
+    pub fn hint_text(&self) -> Option<&str> {
+        self.0.hint.as_deref()
+    }
+
+    /// Whether to try again.
+    pub fn retry(&self) -> Retry {
+        self.0.code.retry()
+    }
+
+    /// Whether the caller asked for the end; never logged as an error.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.code == ErrorCode::Cancelled
+    }
+
+    /// The texts of the causes, outermost first.
+    pub fn causes(&self) -> Vec<String> {
+        let mut causes = Vec::new();
+        let mut next: Option<&dyn StdError> = StdError::source(self);
+        while let Some(cause) = next {
+            causes.push(cause.to_string());
+            next = cause.source();
+        }
+        causes
+    }
+
+    /// Code, message, causes and hint, each on a line of its own: for people.
+    pub fn report(&self) -> String {
+        let mut text = format!("{} ({})", self.0.message, self.0.code.text());
+        for cause in self.causes() {
+            text.push_str("\n  caused by: ");
+            text.push_str(&cause);
+        }
+        if let Some(hint) = &self.0.hint {
+            text.push_str("\n  hint: ");
+            text.push_str(hint);
+        }
+        text
+    }
+
+    /// The form for the wire.
+    pub fn to_detail(&self) -> ErrorDetail {
+        ErrorDetail {
+            code: self.0.code.number(),
+            message: self.0.message.clone(),
+            hint: self.0.hint.clone().unwrap_or_default(),
+            causes: self.causes(),
+            retry_after_millis: self.0.retry_after_millis,
+        }
+    }
+
+    /// The error that another process sent.
+    pub fn from_detail(detail: ErrorDetail) -> Self {
+        let cause = detail.causes.into_iter().rev().fold(None, |source, text| {
+            Some(RemoteCause { text, source: source.map(Box::new) })
+        });
+        Self(Arc::new(Inner {
+            code: ErrorCode::from_number(detail.code),
+            message: detail.message,
+            hint: Some(detail.hint).filter(|hint| !hint.is_empty()),
+            retry_after_millis: detail.retry_after_millis,
+            source: cause.map(|cause| Arc::new(cause) as Source),
+        }))
+    }
+
+    /// The gRPC status that carries this error. Its message is readable by itself, for clients that
+    /// know nothing of the details.
+    pub fn to_status(&self) -> tonic::Status {
+        let details = self.to_detail().encode_to_vec();
+        tonic::Status::with_details(self.0.code.grpc(), self.report(), details.into())
+    }
+
+    /// The error in a gRPC status, or one made from its gRPC code when `peer` is not ours or the
+    /// connection failed.
+    pub fn from_status(status: &tonic::Status, peer: &str) -> Self {
+        if !status.details().is_empty()
+            && let Ok(detail) = ErrorDetail::decode(status.details())
+            && detail.code != 0
+        {
+            return Self::from_detail(detail);
+        }
+        let code = match status.code() {
+            tonic::Code::Cancelled => ErrorCode::Cancelled,
+            tonic::Code::DeadlineExceeded => ErrorCode::DeadlineExceeded,
+            tonic::Code::Unavailable | tonic::Code::Unknown => ErrorCode::NodeUnavailable,
+            tonic::Code::OutOfRange | tonic::Code::ResourceExhausted => ErrorCode::LimitExceeded,
+            tonic::Code::Unimplemented => ErrorCode::UnsupportedVersion,
+            _ => ErrorCode::Internal,
+        };
+        let error = Self::new(code, format!("{peer}: {}", status.message()));
+        match code {
+            ErrorCode::LimitExceeded => error.hint("raise the message limit of the client, or ask for fewer or narrower rows"),
+            ErrorCode::NodeUnavailable => error.hint(format!("check that {peer} runs and can be reached from here")),
+            _ => error,
+        }
+    }
+
+    /// The error inside a DataFusion error, or one with the code that fits it.
+    pub fn from_datafusion(error: DataFusionError) -> Self {
+        if let Some(found) = find_error(&error) {
+            return found;
+        }
+        let (code, hint) = classify(error.find_root());
+        let message = error.strip_backtrace();
+        let result = Self::new(code, message);
+        match hint {
+            Some(hint) => result.hint(hint),
+            None => result,
+        }
+    }
+}
+
+/// Looks for an [`Error`] that passed through DataFusion.
+fn find_error(error: &DataFusionError) -> Option<Error> {
+    let mut next: Option<&(dyn StdError + 'static)> = Some(error);
+    while let Some(cause) = next {
+        if let Some(found) = cause.downcast_ref::<Error>() {
+            return Some(found.clone());
+        }
+        // Arc and Box wrappers hide what they hold from `source`.
+        if let Some(DataFusionError::Shared(inner)) = cause.downcast_ref::<DataFusionError>() {
+            return find_error(inner);
+        }
+        if let Some(DataFusionError::External(inner)) = cause.downcast_ref::<DataFusionError>() {
+            if let Some(inner) = inner.downcast_ref::<DataFusionError>() {
+                return find_error(inner);
+            }
+            if let Some(found) = inner.downcast_ref::<Error>() {
+                return Some(found.clone());
+            }
+        }
+        if let Some(DataFusionError::ArrowError(inner, _)) = cause.downcast_ref::<DataFusionError>()
+            && let ArrowError::ExternalError(inner) = inner.as_ref()
+        {
+            if let Some(inner) = inner.downcast_ref::<DataFusionError>() {
+                return find_error(inner);
+            }
+            if let Some(found) = inner.downcast_ref::<Error>() {
+                return Some(found.clone());
+            }
+        }
+        if let Some(DataFusionError::Collection(all)) = cause.downcast_ref::<DataFusionError>() {
+            return all.iter().find_map(find_error);
+        }
+        next = cause.source();
+    }
+    None
+}
+
+fn classify(root: &DataFusionError) -> (ErrorCode, Option<&'static str>) {
+    match root {
+        DataFusionError::SQL(..) => (ErrorCode::SqlSyntax, None),
+        DataFusionError::SchemaError(schema, _) => match schema.as_ref() {
+            SchemaError::FieldNotFound { .. } => (ErrorCode::ColumnNotFound, None),
+            _ => (ErrorCode::SqlPlan, None),
+        },
+        DataFusionError::ResourcesExhausted(_) => (
+            ErrorCode::OutOfMemory,
+            Some("raise --memory-limit, or ask for fewer groups, narrower rows or less parallelism"),
+        ),
+        DataFusionError::NotImplemented(_) => (ErrorCode::NotSupported, None),
+        DataFusionError::Plan(_) => (ErrorCode::SqlPlan, None),
+        DataFusionError::Configuration(_) => (ErrorCode::InvalidArgument, None),
+        DataFusionError::Execution(_) => (ErrorCode::SqlExecution, None),
+        DataFusionError::ArrowError(arrow, _) => (classify_arrow(arrow), None),
+        DataFusionError::ParquetError(_) => (ErrorCode::FileUnreadable, None),
+        DataFusionError::IoError(io) if io.kind() == std::io::ErrorKind::StorageFull => (ErrorCode::DiskFull, None),
+        DataFusionError::ObjectStore(_) | DataFusionError::IoError(_) => (ErrorCode::Io, None),
+        DataFusionError::ExecutionJoin(join) if join.is_cancelled() => (ErrorCode::Cancelled, None),
+        _ => (ErrorCode::Internal, None),
+    }
+}
+
+fn classify_arrow(error: &ArrowError) -> ErrorCode {
+    match error {
+        ArrowError::DivideByZero => ErrorCode::DivisionByZero,
+        ArrowError::CastError(_)
+        | ArrowError::ParseError(_)
+        | ArrowError::ArithmeticOverflow(_)
+        | ArrowError::ComputeError(_)
+        | ArrowError::InvalidArgumentError(_) => ErrorCode::SqlExecution,
+        ArrowError::CsvError(_) | ArrowError::JsonError(_) | ArrowError::ParquetError(_) => ErrorCode::FileUnreadable,
+        ArrowError::MemoryError(_) => ErrorCode::OutOfMemory,
+        ArrowError::IoError(..) => ErrorCode::Io,
+        _ => ErrorCode::Internal,
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)?;
+        if let Some(hint) = &self.0.hint {
+            write!(f, " (hint: {hint})")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.report())
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_ref().map(|source| source.as_ref() as &(dyn StdError + 'static))
+    }
+}
+
+impl From<DataFusionError> for Error {
+    fn from(error: DataFusionError) -> Self {
+        Self::from_datafusion(error)
+    }
+}
+
+impl From<ArrowError> for Error {
+    fn from(error: ArrowError) -> Self {
+        Self::from_datafusion(error.into())
+    }
+}
+
+impl From<Error> for DataFusionError {
+    fn from(error: Error) -> Self {
+        Self::External(Box::new(error))
+    }
+}
+
+impl From<Error> for tonic::Status {
+    fn from(error: Error) -> Self {
+        error.to_status()
+    }
+}
+
+/// Turns foreign errors into ours at the place that knows what was being done.
+pub trait ResultExt<T> {
+    /// Wraps the error as the cause of a new one. I/O errors that mean a full disk keep that code.
+    fn context(self, code: ErrorCode, message: impl FnOnce() -> String) -> Result<T>;
+}
+
+impl<T, E: Into<Box<dyn StdError + Send + Sync + 'static>>> ResultExt<T> for std::result::Result<T, E> {
+    fn context(self, code: ErrorCode, message: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|error| {
+            let source = error.into();
+            let full = source
+                .downcast_ref::<std::io::Error>()
+                .is_some_and(|io| io.kind() == std::io::ErrorKind::StorageFull);
+            if full {
+                return Error::new(ErrorCode::DiskFull, message()).source(source).hint("free room on the disk and try again");
+            }
+            Error::new(code, message()).source(source)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_survives_the_wire_with_code_hint_and_causes() {
+        let sent = Error::new(ErrorCode::SegmentCorrupt, "segment 7 is corrupt")
+            .hint("repair it")
+            .source(std::io::Error::other("block 3"));
+        let received = Error::from_status(&sent.to_status(), "node");
+        assert_eq!(received.code(), ErrorCode::SegmentCorrupt);
+        assert_eq!(received.hint_text(), Some("repair it"));
+        assert_eq!(received.causes(), ["block 3"]);
+    }
+
+    #[test]
+    fn an_error_survives_datafusion() {
+        let sent = Error::new(ErrorCode::SegmentUnavailable, "segment 7 has no replica");
+        let wrapped = DataFusionError::from(sent).context("while scanning");
+        let shared = DataFusionError::Shared(Arc::new(wrapped));
+        assert_eq!(Error::from_datafusion(shared).code(), ErrorCode::SegmentUnavailable);
+        let arrow = ArrowError::ExternalError(Box::new(Error::new(ErrorCode::Busy, "busy")));
+        assert_eq!(Error::from_datafusion(DataFusionError::from(arrow)).code(), ErrorCode::Busy);
+    }
+
+    #[test]
+    fn division_by_zero_has_its_own_code() {
+        assert_eq!(Error::from(ArrowError::DivideByZero).code(), ErrorCode::DivisionByZero);
+    }
+
+    #[test]
+    fn a_foreign_status_keeps_its_text() {
+        let error = Error::from_status(&tonic::Status::unavailable("tcp connect error"), "10.0.0.1:1");
+        assert_eq!(error.code(), ErrorCode::NodeUnavailable);
+        assert!(error.to_string().contains("10.0.0.1:1: tcp connect error"));
+    }
+}

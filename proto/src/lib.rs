@@ -1,0 +1,23 @@
+//! The wire of Aubade: messages, the codecs between them and Arrow/DataFusion, and error codes.
+//!
+//! [`wire`] is generated from `proto/`. Beside it stands a stricter domain model ([`scan`],
+//! [`segment`]): the receiver validates what arrived, the sender converts without failing.
+
+pub mod code;
+pub mod convert;
+pub mod error;
+pub mod fragment;
+pub mod id;
+pub mod scan;
+pub mod segment;
+pub mod wire;
+
+pub use code::{ErrorCode, Retry};
+pub use error::{Error, Result, ResultExt};
+pub use fragment::{Fragment, ProjectionColumn};
+pub use id::{ClusterId, Epoch, NodeId, RelationId, RequestId, SegmentId, TransactionId, Version};
+pub use scan::{CallHeader, ScanEvent, ScanRequest, ScanStatistics, SegmentScan};
+pub use segment::{NodeInfo, PutReceipt, SegmentDescription};
+
+/// The version of the storage protocol that this build speaks.
+pub const STORAGE_PROTOCOL: u32 = 1;

@@ -1,0 +1,112 @@
+//! Scan requests and what comes back, as the two sides see them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::record_batch::RecordBatch;
+
+use crate::error::Error;
+use crate::fragment::Fragment;
+use crate::id::{ClusterId, Epoch, RequestId, SegmentId, Version};
+
+/// What every call to a storage node says of its caller.
+#[derive(Clone, Debug)]
+pub struct CallHeader {
+    /// For logs, on both sides.
+    pub request_id: RequestId,
+    /// The cluster that the caller means.
+    pub cluster_id: ClusterId,
+    /// The caller's epoch.
+    pub epoch: Epoch,
+    /// The manifest version that the caller works on.
+    pub snapshot_version: Version,
+    /// What is left of the caller's deadline.
+    pub timeout: Duration,
+}
+
+/// One segment of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentScan {
+    /// Which segment.
+    pub segment_id: SegmentId,
+    /// Output rows of this segment that the caller has already: computed again, not sent again.
+    pub skip_rows: u64,
+}
+
+/// A fragment to run over a batch of segments.
+#[derive(Clone, Debug)]
+pub struct ScanRequest {
+    /// The caller.
+    pub header: CallHeader,
+    /// The segments, in the order of preference.
+    pub segments: Vec<SegmentScan>,
+    /// What to run.
+    pub fragment: Arc<Fragment>,
+    /// Rows per batch that the caller would like.
+    pub batch_rows: usize,
+}
+
+/// What a scan yields. Between segments the order is open; within one it is that of the file.
+#[derive(Clone, Debug)]
+pub enum ScanEvent {
+    /// Some rows of one segment.
+    Batch {
+        /// Index into [`ScanRequest::segments`].
+        segment_index: usize,
+        /// The rows, in the fragment's output schema.
+        batch: RecordBatch,
+        /// Output rows of this segment up to and including this batch, skipped ones included.
+        rows_through: u64,
+        /// Encoded size on the wire, bytes; 0 in process.
+        wire_bytes: u64,
+    },
+    /// A segment is complete, or the limit is reached.
+    SegmentDone {
+        /// Index into [`ScanRequest::segments`].
+        segment_index: usize,
+        /// What it took.
+        statistics: ScanStatistics,
+    },
+    /// A segment cannot be read at this node; the others go on.
+    SegmentFailed {
+        /// Index into [`ScanRequest::segments`].
+        segment_index: usize,
+        /// Why.
+        error: Error,
+    },
+}
+
+/// What a scan of segments took at the node. Counts add up over segments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScanStatistics {
+    /// Row groups in the segments.
+    pub row_groups: u64,
+    /// Of these, skipped by their statistics.
+    pub row_groups_pruned_statistics: u64,
+    /// Of these, skipped by a Bloom filter.
+    pub row_groups_pruned_bloom: u64,
+    /// Rows skipped by the page index in row groups that were read.
+    pub rows_pruned_pages: u64,
+    /// Rows that the filter saw.
+    pub rows_in: u64,
+    /// Rows of the output.
+    pub rows_out: u64,
+    /// Bytes of the segments that were read.
+    pub bytes_read: u64,
+    /// Time on the CPU pool, microseconds.
+    pub cpu_micros: u64,
+}
+
+impl ScanStatistics {
+    /// Adds the counts of `other`.
+    pub fn add(&mut self, other: &Self) {
+        self.row_groups += other.row_groups;
+        self.row_groups_pruned_statistics += other.row_groups_pruned_statistics;
+        self.row_groups_pruned_bloom += other.row_groups_pruned_bloom;
+        self.rows_pruned_pages += other.rows_pruned_pages;
+        self.rows_in += other.rows_in;
+        self.rows_out += other.rows_out;
+        self.bytes_read += other.bytes_read;
+        self.cpu_micros += other.cpu_micros;
+    }
+}

@@ -1,0 +1,33 @@
+//! The storage node of Aubade: segment files with block checksums, scans over them, replication and
+//! the gRPC service.
+//!
+//! A [`StorageNode`] owns one data folder. It knows segments, fragments and its own cluster; it
+//! never plans SQL and never looks at the manifest.
+//!
+//! ```text
+//! DIR/LOCK                     held while the folder is in use
+//! DIR/node.json                who the node is
+//! DIR/epoch.json               the highest epoch sealed here
+//! DIR/segments/<id>.parquet    the stored bytes
+//! DIR/segments/<id>.sum        what they are and the checksums of their blocks
+//! DIR/incoming/                files that are still arriving; emptied at start
+//! DIR/quarantine/              files that were found corrupt
+//! ```
+
+mod blocking;
+mod cpu;
+mod identity;
+mod limits;
+mod node;
+mod options;
+mod replicate;
+mod scan;
+mod segment_store;
+mod serve;
+mod service;
+#[cfg(test)]
+mod testing;
+
+pub use node::StorageNode;
+pub use options::StorageNodeOptions;
+pub use serve::serve;

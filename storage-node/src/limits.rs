@@ -1,0 +1,68 @@
+//! Every cap of the storage node, with its reason.
+
+use std::time::Duration;
+
+/// Bytes under one checksum: small enough that a page read verifies little beside itself, large
+/// enough that the checksums of a segment are a few kilobytes.
+pub(crate) const BLOCK_BYTES: usize = 64 * 1024;
+/// Bytes of a segment at most; writers close segments at a quarter of it.
+pub(crate) const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+/// Bytes left free on the disk by uploads, so that epochs and checksums can still be written.
+pub(crate) const DISK_RESERVE_BYTES: u64 = 16 << 20;
+/// Bytes per message when a segment is read out.
+pub(crate) const CHUNK_BYTES: u64 = 1 << 20;
+/// Segments per page of a list: a description takes about a hundred bytes.
+pub(crate) const LIST_PAGE_MAX: usize = 10_000;
+/// Segments per page where the caller names no number.
+pub(crate) const LIST_PAGE_DEFAULT: usize = 1_000;
+/// Segments of one scan request.
+pub(crate) const SCAN_SEGMENTS_MAX: usize = 10_000;
+/// Ids of one delete request.
+pub(crate) const DELETE_IDS_MAX: usize = 100_000;
+/// Addresses of one replication request.
+pub(crate) const SOURCES_MAX: usize = 64;
+/// Rows per batch at most, whatever the caller would like: bounds the memory of a step.
+pub(crate) const BATCH_ROWS_MAX: usize = 1 << 16;
+/// Events that wait for the reader of a scan; each segment in flight holds at most one more.
+pub(crate) const SCAN_QUEUE_EVENTS: usize = 4;
+/// Weight that a footer has in the cache at least, for the open file that goes with it.
+pub(crate) const FOOTER_BYTES_MIN: usize = 64 * 1024;
+/// How long a caller is told to wait when nothing is known of the load.
+pub(crate) const RETRY_AFTER_MIN: Duration = Duration::from_millis(20);
+/// How long a caller is told to wait at most.
+pub(crate) const RETRY_AFTER_MAX: Duration = Duration::from_secs(5);
+
+/// Connections at a time; further ones wait in the listener's backlog.
+pub(crate) const CONNECTIONS_MAX: usize = 1_024;
+/// Calls at a time on one connection.
+pub(crate) const STREAMS_PER_CONNECTION_MAX: u32 = 200;
+/// Streams that a peer opened and reset before they were accepted.
+pub(crate) const PENDING_RESETS_MAX: usize = 20;
+/// Bytes of all headers of a call.
+pub(crate) const HEADER_BYTES_MAX: u32 = 16 * 1024;
+/// Bytes of a message that is accepted: an upload chunk is 1 MiB, a fragment far less.
+pub(crate) const DECODE_BYTES_MAX: usize = 16 << 20;
+/// Bytes of a message that is sent: batches are about 1 MiB, but one row can be larger.
+pub(crate) const ENCODE_BYTES_MAX: usize = 64 << 20;
+/// Flow-control window of one call and of one connection.
+pub(crate) const STREAM_WINDOW_BYTES: u32 = 2 << 20;
+/// See [`STREAM_WINDOW_BYTES`].
+pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// The longest that a call may take to answer; callers send shorter deadlines of their own.
+pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(3_600);
+/// Age at which a connection is replaced, so that load spreads again after a restart.
+pub(crate) const CONNECTION_AGE_MAX: Duration = Duration::from_secs(3_600);
+/// Time for the calls of a connection that has reached its age.
+pub(crate) const CONNECTION_AGE_GRACE: Duration = Duration::from_secs(3_600);
+/// Silence after which a peer is asked whether it is there.
+pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+/// Time for the answer to that.
+pub(crate) const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Pause after a failed accept (too many open files, as a rule).
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Time to connect to another node.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time for running scans when the server stops.
+pub(crate) const SHUTDOWN_GRACE: Duration = Duration::from_secs(30);
+
+const _: () = assert!(CHUNK_BYTES.is_multiple_of(BLOCK_BYTES as u64), "chunks must cover whole blocks");

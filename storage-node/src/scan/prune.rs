@@ -1,0 +1,173 @@
+//! Leaving out row groups and pages that cannot hold a row that passes: by statistics, Bloom
+//! filters and the page index.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Schema, SchemaRef};
+use aubade_proto::ScanStatistics;
+use datafusion::datasource::physical_plan::parquet::{
+    BloomFilterStatistics, PagePruningAccessPlanFilter, ParquetAccessPlan, ParquetFileMetrics, RowGroupAccess,
+    RowGroupAccessPlanFilter,
+};
+use datafusion::logical_expr::Operator;
+use datafusion::physical_expr::expressions::{BinaryExpr, Column, Literal};
+use datafusion::physical_expr::utils::{collect_columns, conjunction};
+use datafusion::physical_expr::{PhysicalExpr, split_conjunction};
+use datafusion::physical_expr_adapter::{DefaultPhysicalExprAdapterFactory, PhysicalExprAdapterFactory};
+use datafusion::physical_optimizer::pruning::{PruningPredicate, PruningPredicateBuilder};
+use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
+use parquet::arrow::arrow_reader::RowSelection;
+use parquet::arrow::parquet_column;
+use parquet::bloom_filter::Sbbf;
+use parquet::file::metadata::ParquetMetaData;
+
+use super::reader::SegmentReader;
+
+/// A row group to read, with the rows in it that may pass.
+pub(crate) type GroupAccess = (usize, Option<RowSelection>);
+
+/// Prunes segments of one schema.
+#[derive(Debug)]
+pub(crate) struct Pruner {
+    /// `None` where the filter says nothing about statistics.
+    predicate: Option<Arc<PruningPredicate>>,
+    pages: Option<PagePruningAccessPlanFilter>,
+    metrics: ParquetFileMetrics,
+}
+
+impl Pruner {
+    /// For `filter` over `scan_schema`, on files whose columns are `file_schema`. A filter that does
+    /// not fit prunes nothing: pruning is never needed for the right answer.
+    pub(crate) fn new(
+        filter: Option<&Arc<dyn PhysicalExpr>>,
+        scan_schema: &SchemaRef,
+        file_schema: &SchemaRef,
+    ) -> Self {
+        let metrics = ParquetFileMetrics::new(0, "", &ExecutionPlanMetricsSet::new());
+        let adapted = filter.and_then(|filter| {
+            let factory = DefaultPhysicalExprAdapterFactory;
+            let adapter = factory.create(Arc::clone(scan_schema), Arc::clone(file_schema)).ok()?;
+            prunable(&adapter.rewrite(Arc::clone(filter)).ok()?, file_schema)
+        });
+        let Some(filter) = adapted else { return Self { predicate: None, pages: None, metrics } };
+        let predicate =
+            PruningPredicateBuilder::new().with_file_schema(Arc::clone(file_schema)).build(Arc::clone(&filter));
+        let pages = PagePruningAccessPlanFilter::new(&filter, Arc::clone(file_schema));
+        Self { predicate, pages: Some(pages).filter(|pages| pages.filter_number() > 0), metrics }
+    }
+
+    /// The row groups to read, in the order of the file.
+    pub(crate) fn prune(
+        &self,
+        reader: &SegmentReader,
+        metadata: &ParquetMetaData,
+        file_schema: &Schema,
+        statistics: &mut ScanStatistics,
+    ) -> Vec<GroupAccess> {
+        let groups = metadata.row_groups();
+        statistics.row_groups = groups.len() as u64;
+        let all = ParquetAccessPlan::new_all(groups.len());
+        let Some(predicate) = &self.predicate else { return accesses(all) };
+        let parquet_schema = metadata.file_metadata().schema_descr();
+        let mut filter = RowGroupAccessPlanFilter::new(all);
+        filter.prune_by_statistics(file_schema, parquet_schema, groups, predicate, &self.metrics);
+        let kept = filter.remaining_row_group_count();
+        statistics.row_groups_pruned_statistics = (groups.len() - kept) as u64;
+        if kept > 0
+            && let Some(blooms) = bloom_filters(&filter, predicate, reader, metadata, file_schema)
+        {
+            filter.prune_by_bloom_filters(predicate, &self.metrics, &blooms);
+            statistics.row_groups_pruned_bloom = kept.saturating_sub(filter.remaining_row_group_count()) as u64;
+        }
+        let plan = filter.build();
+        let Some(pages) = &self.pages else { return accesses(plan) };
+        let before = plan.row_group_indexes();
+        let plan = pages.prune_plan_with_page_index(plan, file_schema, parquet_schema, metadata, &self.metrics);
+        let rows_of =
+            |index: &usize| groups.get(*index).map_or(0, |group| u64::try_from(group.num_rows()).unwrap_or(0));
+        let rows_before: u64 = before.iter().map(rows_of).sum();
+        let kept = accesses(plan);
+        let rows_kept: u64 = kept
+            .iter()
+            .map(|(index, selection)| selection.as_ref().map_or_else(|| rows_of(index), |rows| rows.row_count() as u64))
+            .sum();
+        statistics.rows_pruned_pages = rows_before.saturating_sub(rows_kept);
+        kept
+    }
+}
+
+fn accesses(plan: ParquetAccessPlan) -> Vec<GroupAccess> {
+    let accesses = plan.into_inner().into_iter().enumerate().filter_map(|(index, access)| match access {
+        RowGroupAccess::Skip => None,
+        RowGroupAccess::Scan => Some((index, None)),
+        RowGroupAccess::Selection(selection) => Some((index, Some(selection))),
+    });
+    accesses.collect()
+}
+
+/// The Bloom filters that the predicate can use, for every row group; `None` if there are none.
+fn bloom_filters(
+    filter: &RowGroupAccessPlanFilter,
+    predicate: &PruningPredicate,
+    reader: &SegmentReader,
+    metadata: &ParquetMetaData,
+    file_schema: &Schema,
+) -> Option<Vec<BloomFilterStatistics>> {
+    let parquet_schema = metadata.file_metadata().schema_descr();
+    let columns: Vec<(String, usize)> = predicate
+        .literal_columns()
+        .into_iter()
+        .filter_map(|name| parquet_column(parquet_schema, file_schema, &name).map(|(index, _)| (name, index)))
+        .collect();
+    let mut blooms = vec![BloomFilterStatistics::new(); metadata.num_row_groups()];
+    let mut found = false;
+    for index in filter.row_group_indexes() {
+        for (name, column) in &columns {
+            let chunk = metadata.row_groups().get(index)?.columns().get(*column)?;
+            // A filter that cannot be read prunes nothing; a corrupt block is found again when the
+            // data is read, or does not matter.
+            if let Ok(Some(sbbf)) = Sbbf::read_from_column_chunk(chunk, reader) {
+                let descriptor = chunk.column_descr();
+                blooms.get_mut(index)?.insert(name, sbbf, descriptor.physical_type(), descriptor.type_length());
+                found = true;
+            }
+        }
+    }
+    found.then_some(blooms)
+}
+
+/// The conjuncts for which statistics can be trusted. Parquet leaves NaN out of minimum and
+/// maximum, and here NaN is greater than every number: a lower bound on a float column may only
+/// prune where another conjunct rules NaN out.
+fn prunable(filter: &Arc<dyn PhysicalExpr>, schema: &SchemaRef) -> Option<Arc<dyn PhysicalExpr>> {
+    let conjuncts = split_conjunction(filter);
+    let is_float =
+        |column: &Column| schema.fields().get(column.index()).is_none_or(|field| holds_float(field.data_type()));
+    let without_nan: BTreeSet<usize> = conjuncts.iter().filter_map(|conjunct| bounded_above(conjunct)).collect();
+    let trusted = conjuncts.into_iter().filter(|conjunct| {
+        collect_columns(conjunct).iter().all(|column| !is_float(column) || without_nan.contains(&column.index()))
+    });
+    let trusted: Vec<_> = trusted.cloned().collect();
+    if trusted.is_empty() { None } else { Some(conjunction(trusted)) }
+}
+
+fn holds_float(data_type: &DataType) -> bool {
+    data_type.is_floating() || data_type.is_nested() || matches!(data_type, DataType::Dictionary(..))
+}
+
+/// The column that a conjunct `column < literal`, `<=` or `=` keeps from being NaN.
+fn bounded_above(conjunct: &Arc<dyn PhysicalExpr>) -> Option<usize> {
+    let binary = conjunct.downcast_ref::<BinaryExpr>()?;
+    let column = |side: &Arc<dyn PhysicalExpr>| side.downcast_ref::<Column>().map(Column::index);
+    let number = |side: &Arc<dyn PhysicalExpr>| {
+        let literal = side.downcast_ref::<Literal>()?.value();
+        let value = literal.cast_to(&DataType::Float64).ok()?;
+        matches!(value, datafusion::scalar::ScalarValue::Float64(Some(value)) if !value.is_nan()).then_some(())
+    };
+    match binary.op() {
+        Operator::Lt | Operator::LtEq | Operator::Eq => number(binary.right()).and_then(|()| column(binary.left())),
+        Operator::Gt | Operator::GtEq => number(binary.left()).and_then(|()| column(binary.right())),
+        _ => None,
+    }
+}

@@ -1,0 +1,101 @@
+//! What the segment scans of one request share.
+
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use aubade_environment::Clock;
+use aubade_proto::{Fragment, Result};
+use datafusion::physical_expr::PhysicalExpr;
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+
+use super::columns::FileColumns;
+use super::footer::Footer;
+use super::output::RowLimit;
+use super::plan::FragmentPlan;
+use crate::cpu::CpuPool;
+use crate::limits::BATCH_ROWS_MAX;
+use crate::node::Segments;
+
+/// Schemas of segments that are remembered per request; a table has few over its life.
+const SCHEMAS_MAX: usize = 8;
+
+/// Memory of a scan is counted in units of this many bytes, since a semaphore counts in 32 bits.
+const MEMORY_UNIT_BYTES: u64 = 1024;
+
+/// What a node puts into every scan.
+#[derive(Clone, Debug)]
+pub(crate) struct ScanResources {
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) cpu: Arc<CpuPool>,
+    pub(crate) segments: Arc<Segments>,
+    pub(crate) memory_bytes: usize,
+    pub(crate) batch_rows: usize,
+}
+
+/// See the module's doc.
+pub(crate) struct ScanContext {
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) cpu: Arc<CpuPool>,
+    pub(crate) segments: Arc<Segments>,
+    pub(crate) plan: Arc<FragmentPlan>,
+    pub(crate) limit: RowLimit,
+    filter: Option<Arc<dyn PhysicalExpr>>,
+    batch_rows: usize,
+    memory: Arc<Semaphore>,
+    memory_units: u32,
+    columns: Mutex<Vec<(SchemaRef, Arc<FileColumns>)>>,
+}
+
+impl ScanContext {
+    pub(crate) fn new(resources: ScanResources, fragment: &Fragment, batch_rows: usize) -> Result<Self> {
+        let batch_rows = if batch_rows == 0 { resources.batch_rows } else { batch_rows };
+        let memory_units = u32::try_from(resources.memory_bytes as u64 / MEMORY_UNIT_BYTES).unwrap_or(u32::MAX);
+        let memory_units = memory_units.clamp(1, u32::try_from(Semaphore::MAX_PERMITS).unwrap_or(u32::MAX));
+        Ok(Self {
+            clock: resources.clock,
+            cpu: resources.cpu,
+            segments: resources.segments,
+            plan: Arc::new(FragmentPlan::new(fragment)?),
+            limit: RowLimit::new(fragment.limit()),
+            filter: fragment.filter().cloned(),
+            batch_rows: batch_rows.clamp(1, BATCH_ROWS_MAX),
+            memory: Arc::new(Semaphore::new(memory_units as usize)),
+            memory_units,
+            columns: Mutex::default(),
+        })
+    }
+
+    /// Rows per batch of the output: no more than the limit wants, so that it is met at once.
+    pub(crate) fn output_batch_rows(&self, skip_rows: u64) -> usize {
+        let wanted = self.limit.remaining().map_or(u64::MAX, |rows| rows.saturating_add(skip_rows));
+        self.batch_rows.min(usize::try_from(wanted).unwrap_or(usize::MAX)).max(1)
+    }
+
+    /// Rows per decoded batch: as many as are sent, unless a filter will drop most of them.
+    pub(crate) fn decode_batch_rows(&self) -> usize {
+        if self.filter.is_some() { self.batch_rows } else { self.output_batch_rows(0) }
+    }
+
+    /// Waits until `bytes` fit beside the other segments of the scan. One that is larger than the
+    /// whole allowance runs alone.
+    pub(crate) async fn reserve(&self, bytes: u64) -> Option<tokio::sync::OwnedSemaphorePermit> {
+        let units = u32::try_from(bytes / MEMORY_UNIT_BYTES).unwrap_or(u32::MAX).clamp(1, self.memory_units);
+        Arc::clone(&self.memory).acquire_many_owned(units).await.ok()
+    }
+
+    /// How segments with the schema of this one serve the fragment.
+    pub(crate) fn columns_of(&self, footer: &Footer) -> Arc<FileColumns> {
+        let mut known = self.columns.lock();
+        if let Some((_, columns)) = known.iter().find(|(schema, _)| *schema == footer.schema) {
+            return Arc::clone(columns);
+        }
+        let columns = FileColumns::new(&self.plan.scan_schema, self.filter.as_ref(), &footer.schema, &footer.metadata);
+        let columns = Arc::new(columns);
+        if known.len() >= SCHEMAS_MAX {
+            known.remove(0);
+        }
+        known.push((Arc::clone(&footer.schema), Arc::clone(&columns)));
+        columns
+    }
+}

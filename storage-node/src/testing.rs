@@ -1,0 +1,165 @@
+//! Builders for the tests of this crate.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringViewArray};
+use arrow::datatypes::SchemaRef;
+use aubade_environment::{Environment, MemoryFiles};
+use aubade_proto::{
+    CallHeader, ClusterId, Epoch, Fragment, ProjectionColumn, RequestId, Result, ScanEvent, ScanRequest,
+    ScanStatistics, SegmentDescription, SegmentId, SegmentScan, TransactionId, Version,
+};
+use bytes::Bytes;
+use datafusion::physical_expr::PhysicalExpr;
+use futures::stream::{self, BoxStream, StreamExt};
+use parquet::arrow::ArrowWriter;
+use parquet::basic::Compression;
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::schema::types::ColumnPath;
+use uuid::Uuid;
+
+use crate::node::StorageNode;
+use crate::options::StorageNodeOptions;
+
+pub(crate) const CLUSTER: ClusterId = ClusterId(Uuid::from_u128(1));
+
+pub(crate) fn memory_environment() -> Environment {
+    Environment::system().with_files(Arc::new(MemoryFiles::default()))
+}
+
+pub(crate) fn header(epoch: u64) -> CallHeader {
+    CallHeader {
+        request_id: RequestId(Uuid::from_u128(7)),
+        cluster_id: CLUSTER,
+        epoch: Epoch(epoch),
+        snapshot_version: Version(1),
+        timeout: Duration::from_secs(60),
+    }
+}
+
+pub(crate) async fn node(env: &Environment) -> StorageNode {
+    let options = StorageNodeOptions { cpu_threads: 2, ..StorageNodeOptions::new("/data", "az1") };
+    StorageNode::open(env.clone(), CLUSTER, options).await.unwrap()
+}
+
+pub(crate) fn segment_id(number: u128) -> SegmentId {
+    SegmentId(Uuid::from_u128(number))
+}
+
+pub(crate) fn describe(number: u128, content: &[u8]) -> SegmentDescription {
+    let mut sha256 = [0; 32];
+    sha256.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, content).as_ref());
+    SegmentDescription {
+        segment_id: segment_id(number),
+        epoch: Epoch(1),
+        transaction_id: TransactionId(Uuid::from_u128(9)),
+        bytes: content.len() as u64,
+        sha256,
+    }
+}
+
+/// `content` in uneven pieces.
+pub(crate) fn pieces(content: &Bytes) -> BoxStream<'static, Result<Bytes>> {
+    let pieces: Vec<_> = content.chunks(100_003).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
+    stream::iter(pieces).boxed()
+}
+
+pub(crate) async fn put(node: &StorageNode, number: u128, content: &Bytes) {
+    node.put_segment(&header(1), &describe(number, content), pieces(content)).await.unwrap();
+}
+
+/// Columns `id` (ascending from `first`), `key` (id modulo 1000), `price` and two texts.
+pub(crate) fn rows(first: i64, count: i64) -> RecordBatch {
+    let ids = first..first + count;
+    let text = |id: i64| format!("a comment of some length about row {id}");
+    RecordBatch::try_from_iter_with_nullable([
+        ("id", Arc::new(Int64Array::from_iter_values(ids.clone())) as ArrayRef, false),
+        ("key", Arc::new(Int64Array::from_iter(ids.clone().map(|id| (id % 7 != 3).then_some(id % 1000)))), true),
+        ("price", Arc::new(Float64Array::from_iter_values(ids.clone().map(|id| id as f64 / 4.0))), true),
+        (
+            "kind",
+            Arc::new(StringViewArray::from_iter_values(ids.clone().map(|id| ["low", "mid", "high"][id as usize % 3]))),
+            true,
+        ),
+        ("comment", Arc::new(StringViewArray::from_iter_values(ids.map(text))), true),
+    ])
+    .unwrap()
+}
+
+/// Row groups of 10,000 rows with pages of 1,000, and a Bloom filter on `id`.
+pub(crate) fn parquet(batch: &RecordBatch) -> Bytes {
+    let properties = WriterProperties::builder()
+        .set_compression(Compression::SNAPPY)
+        .set_max_row_group_row_count(Some(10_000))
+        .set_data_page_row_count_limit(1_000)
+        .set_write_batch_size(500)
+        .set_statistics_enabled(EnabledStatistics::Page)
+        .set_column_bloom_filter_enabled(ColumnPath::from("id"), true)
+        .build();
+    let mut file = Vec::new();
+    let mut writer = ArrowWriter::try_new(&mut file, batch.schema(), Some(properties)).unwrap();
+    writer.write(batch).unwrap();
+    writer.close().unwrap();
+    file.into()
+}
+
+/// A fragment over all columns of `schema` that yields the columns named.
+pub(crate) fn fragment(
+    schema: &SchemaRef,
+    filter: Option<Arc<dyn PhysicalExpr>>,
+    output: &[&str],
+    limit: Option<u64>,
+) -> Arc<Fragment> {
+    let column = |name: &&str| ProjectionColumn {
+        expression: datafusion::physical_expr::expressions::col(name, schema).unwrap(),
+        name: (*name).to_owned(),
+    };
+    let projection = output.iter().map(column).collect();
+    Arc::new(Fragment::try_new(Arc::clone(schema), filter, projection, limit).unwrap())
+}
+
+pub(crate) fn scan_request(fragment: Arc<Fragment>, segments: &[(u128, u64)]) -> ScanRequest {
+    let scan =
+        |(number, skip_rows): &(u128, u64)| SegmentScan { segment_id: segment_id(*number), skip_rows: *skip_rows };
+    ScanRequest { header: header(1), segments: segments.iter().map(scan).collect(), fragment, batch_rows: 0 }
+}
+
+/// Everything that a scan yielded.
+#[derive(Debug, Default)]
+pub(crate) struct Scanned {
+    pub(crate) batches: Vec<(usize, RecordBatch, u64)>,
+    pub(crate) failed: Vec<(usize, aubade_proto::Error)>,
+    pub(crate) done: Vec<usize>,
+    pub(crate) statistics: ScanStatistics,
+}
+
+impl Scanned {
+    /// The rows of one segment.
+    pub(crate) fn rows_of(&self, segment_index: usize) -> Vec<RecordBatch> {
+        let of_segment = self.batches.iter().filter(|(index, _, _)| *index == segment_index);
+        of_segment.map(|(_, batch, _)| batch.clone()).collect()
+    }
+
+    pub(crate) fn row_count(&self) -> usize {
+        self.batches.iter().map(|(_, batch, _)| batch.num_rows()).sum()
+    }
+}
+
+pub(crate) async fn scan(node: &StorageNode, request: ScanRequest) -> Result<Scanned> {
+    let mut events = node.scan(request).await?;
+    let mut scanned = Scanned::default();
+    while let Some(event) = events.next().await {
+        match event? {
+            ScanEvent::Batch { segment_index, batch, rows_through, .. } => {
+                scanned.batches.push((segment_index, batch, rows_through));
+            }
+            ScanEvent::SegmentDone { segment_index, statistics } => {
+                scanned.done.push(segment_index);
+                scanned.statistics.add(&statistics);
+            }
+            ScanEvent::SegmentFailed { segment_index, error } => scanned.failed.push((segment_index, error)),
+        }
+    }
+    Ok(scanned)
+}

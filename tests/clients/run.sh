@@ -1,0 +1,26 @@
+#!/bin/sh
+# Runs the client tests in a virtual environment of their own: tests/clients/run.sh [pytest arguments]
+#
+# AUBADE_BIN    the binary under test (default: ${CARGO_TARGET_DIR:-target}/release/aubade)
+# AUBADE_VENV   where the virtual environment is kept (default: in the user's cache folder)
+set -eu
+
+here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
+root=$(CDPATH= cd -- "$here/../.." && pwd)
+
+if [ -z "${AUBADE_BIN:-}" ]; then
+    AUBADE_BIN=${CARGO_TARGET_DIR:-$root/target}/release/aubade
+fi
+if [ ! -x "$AUBADE_BIN" ]; then
+    echo "run.sh: no binary at $AUBADE_BIN; build it with 'cargo build --release', or set AUBADE_BIN" >&2
+    exit 2
+fi
+export AUBADE_BIN
+
+. "$here/venv.sh"
+make_venv "${AUBADE_VENV:-${XDG_CACHE_HOME:-$HOME/.cache}/aubade/venv}" "$here/requirements.txt"
+export PYTHONDONTWRITEBYTECODE=1
+if [ $# -eq 0 ]; then
+    set -- -q
+fi
+exec "$venv_python" -m pytest -c "$here/pytest.ini" --rootdir "$here" "$here" "$@"

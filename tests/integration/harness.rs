@@ -1,0 +1,165 @@
+//! A cluster in this process with real gRPC over loopback, whose parts a test can break.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::array::AsArray;
+use arrow::datatypes::Int64Type;
+use arrow::record_batch::RecordBatch;
+use aubade_catalog::store::MemoryStore;
+use aubade_catalog::{Action, Manifest, ManifestStore, NodeEntry, Quorum};
+use aubade_engine::{ClusterStatus, Engine, EngineOptions, QueryRecord};
+use aubade_environment::{Environment, FaultyFiles, SystemFiles, TaskGroup};
+use aubade_proto::{ClusterId, Error, TransactionId};
+use aubade_storage_node::{StorageNode, StorageNodeOptions, serve};
+use futures::TryStreamExt;
+use tempfile::TempDir;
+
+/// One storage node and what a test needs to break it.
+pub struct TestNode {
+    pub node: StorageNode,
+    pub dir: PathBuf,
+    pub files: FaultyFiles,
+    tasks: TaskGroup,
+}
+
+impl TestNode {
+    /// Stops it at once, connections and all, as SIGKILL would for its callers.
+    pub async fn kill(&self) {
+        self.tasks.shutdown().await;
+    }
+
+    /// The files of its segments.
+    pub fn segment_files(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.dir.join("segments")).unwrap();
+        let mut files: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+        files.retain(|path| path.extension().is_some_and(|extension| extension == "parquet"));
+        files.sort();
+        files
+    }
+}
+
+/// A cluster with its coordinator.
+pub struct TestCluster {
+    pub environment: Environment,
+    pub store: Arc<dyn ManifestStore>,
+    pub engine: Engine,
+    pub nodes: Vec<TestNode>,
+    cluster_id: ClusterId,
+    dir: TempDir,
+}
+
+impl TestCluster {
+    /// `nodes` nodes over three zones and the usual quorum for `copies`.
+    pub async fn start(nodes: usize, copies: u32) -> Self {
+        let store: Arc<dyn ManifestStore> = Arc::new(MemoryStore::default());
+        Self::start_with_store(nodes, copies, Arc::clone(&store), store).await
+    }
+
+    /// The cluster is made in `store`; its coordinator sees it as `coordinator_store`.
+    pub async fn start_with_store(
+        nodes: usize,
+        copies: u32,
+        store: Arc<dyn ManifestStore>,
+        coordinator_store: Arc<dyn ManifestStore>,
+    ) -> Self {
+        let environment = Environment::system();
+        let dir = tempfile::tempdir().unwrap();
+        let cluster_id = ClusterId(environment.new_uuid());
+        let quorum = Quorum::for_copies(copies).unwrap();
+        let manifest = Manifest::create(environment.clone(), Arc::clone(&store), cluster_id, quorum).await.unwrap();
+        let mut started = Vec::new();
+        for index in 0..nodes {
+            let path = dir.path().join(format!("node{index}"));
+            started.push(start_node(&environment, &manifest, cluster_id, &path, index).await);
+        }
+        let engine =
+            Engine::open_with_store(environment.clone(), coordinator_store, EngineOptions::default()).await.unwrap();
+        Self { environment, store, engine, nodes: started, cluster_id, dir }
+    }
+
+    /// Brings a killed node back, at another address.
+    pub async fn restart_node(&mut self, index: usize) {
+        let manifest = Manifest::open(self.environment.clone(), Arc::clone(&self.store)).await.unwrap();
+        let path = self.dir.path().join(format!("node{index}"));
+        self.nodes.remove(index);
+        let node = start_node(&self.environment, &manifest, self.cluster_id, &path, index).await;
+        self.nodes.insert(index, node);
+    }
+
+    /// Replaces the coordinator, as after a crash of the old one.
+    pub async fn restart_engine(&mut self) {
+        let options = EngineOptions::default();
+        self.engine = Engine::open_with_store(self.environment.clone(), Arc::clone(&self.store), options).await.unwrap();
+    }
+
+    /// Waits until `condition` holds of the cluster's status; fails the test after 30 s.
+    pub async fn wait_for(&self, what: &str, condition: impl Fn(&ClusterStatus) -> bool) {
+        let clock = Arc::clone(&self.environment.clock);
+        let poll = async {
+            while !condition(&self.engine.status().await.unwrap()) {
+                clock.sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let done = aubade_environment::clock::timeout(clock.as_ref(), Duration::from_secs(30), poll).await;
+        assert!(done.is_some(), "{what} did not happen: {:#?}", self.engine.status().await.unwrap());
+    }
+}
+
+async fn start_node(
+    environment: &Environment,
+    manifest: &Manifest,
+    cluster_id: ClusterId,
+    dir: &Path,
+    index: usize,
+) -> TestNode {
+    let files = FaultyFiles::new(Arc::new(SystemFiles));
+    let node_environment = environment.clone().with_files(Arc::new(files.clone()));
+    let zone = format!("az{}", index % 3 + 1);
+    let options = StorageNodeOptions::new(dir.to_path_buf(), zone.clone());
+    let node = StorageNode::open(node_environment, cluster_id, options).await.unwrap();
+    let listener = environment.network.listen("127.0.0.1:0").await.unwrap();
+    let address = listener.local_address().unwrap().to_string();
+    let tasks = TaskGroup::new();
+    let (served, group) = (node.clone(), tasks.clone());
+    tasks.spawn(async move { serve(served, listener, &group).await.unwrap() });
+    let action = Action::RegisterNode(NodeEntry { id: node.id(), zone, address });
+    manifest.commit(TransactionId(environment.new_uuid()), vec![action]).await.unwrap();
+    TestNode { node, dir: dir.to_path_buf(), files, tasks }
+}
+
+/// Runs one statement to its end.
+pub async fn run(engine: &Engine, sql: &str) -> Result<Vec<RecordBatch>, Error> {
+    run_with_record(engine, sql).await.map(|(batches, _)| batches)
+}
+
+/// Runs one statement to its end; gives its record too.
+pub async fn run_with_record(engine: &Engine, sql: &str) -> Result<(Vec<RecordBatch>, QueryRecord), Error> {
+    let output = engine.session().execute(sql).await?;
+    let id = output.query_id;
+    let batches = output.stream.try_collect().await.map_err(Error::from_datafusion)?;
+    Ok((batches, engine.queries().get(id).expect("every query leaves a record")))
+}
+
+/// The one number that a statement yields.
+pub async fn number(engine: &Engine, sql: &str) -> i64 {
+    let batches = run(engine, sql).await.unwrap();
+    let batch = batches.iter().find(|batch| batch.num_rows() > 0).expect("one row");
+    let column = arrow::compute::cast(batch.column(0), &arrow::datatypes::DataType::Int64).unwrap();
+    column.as_primitive::<Int64Type>().value(0)
+}
+
+/// A table `numbers (n BIGINT, text VARCHAR)` with rows 0..rows in several segments.
+pub async fn load_numbers(engine: &Engine, rows: usize, statements: usize) {
+    run(engine, "CREATE TABLE numbers (n BIGINT, text VARCHAR)").await.unwrap();
+    let per_statement = rows / statements;
+    for statement in 0..statements {
+        let from = statement * per_statement;
+        let to = from + per_statement - 1;
+        let sql = format!(
+            "INSERT INTO numbers SELECT value, 'row number ' || CAST(value AS VARCHAR) FROM generate_series({from}, {to})"
+        );
+        run(engine, &sql).await.unwrap();
+    }
+}
