@@ -57,3 +57,15 @@ fn run(command: Command) -> Result<()> {
     runtime.shutdown_timeout(EXIT_GRACE);
     result
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_options_of_all_commands_fit_together() {
+        Cli::command().debug_assert();
+    }
+}

@@ -10,7 +10,9 @@ use aubade_catalog::snapshot::Table;
 use aubade_proto::{Fragment, NodeId, Result, ScanStatistics};
 use datafusion::datasource::sink::DataSink;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
-use datafusion::physical_plan::metrics::{Count, ExecutionPlanMetricsSet, MetricBuilder, MetricValue, MetricsSet, Time};
+use datafusion::physical_plan::metrics::{
+    Count, ExecutionPlanMetricsSet, MetricBuilder, MetricValue, MetricsSet, Time,
+};
 use parking_lot::Mutex;
 
 /// What the planner needs from whoever runs its plans. The planner itself never opens a socket.

@@ -4,8 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use aubade_catalog::snapshot::{DEFAULT_SCHEMA, Relation, RelationName};
 use aubade_catalog::Snapshot;
+use aubade_catalog::snapshot::{DEFAULT_SCHEMA, Relation, RelationName};
 use aubade_proto::{Error, ErrorCode};
 use datafusion::catalog::view::ViewTable;
 use datafusion::catalog::{CatalogProvider, CatalogProviderList, SchemaProvider, TableProvider};
@@ -75,9 +75,12 @@ impl SnapshotCatalog {
                 .into());
         }
         if self.views.len() >= VIEW_DEPTH_MAX {
-            return Err(Error::new(ErrorCode::LimitExceeded, format!("view {name} is more than {VIEW_DEPTH_MAX} views deep"))
-                .hint("define some of the views over tables")
-                .into());
+            return Err(Error::new(
+                ErrorCode::LimitExceeded,
+                format!("view {name} is more than {VIEW_DEPTH_MAX} views deep"),
+            )
+            .hint("define some of the views over tables")
+            .into());
         }
         let plan = self.inner_state(Some(name)).create_logical_plan(sql).await;
         let plan = plan.map_err(|error| self.explain_failure("view", name, error))?;
@@ -89,7 +92,9 @@ impl SnapshotCatalog {
         let failure = |error| self.explain_failure("external table", name, error);
         let plan = state.create_logical_plan(sql).await.map_err(failure)?;
         let LogicalPlan::Ddl(DdlStatement::CreateExternalTable(command)) = plan else {
-            return Err(Error::internal(format!("external table {name} is not defined by CREATE EXTERNAL TABLE")).into());
+            return Err(
+                Error::internal(format!("external table {name} is not defined by CREATE EXTERNAL TABLE")).into()
+            );
         };
         let Some(factory) = state.table_factories().get(&command.file_type.to_uppercase()) else {
             let message = format!("external table {name} has the unknown format {}", command.file_type);
@@ -131,7 +136,9 @@ impl CatalogProvider for SnapshotCatalog {
 
     fn schema(&self, name: &str) -> Option<Arc<dyn SchemaProvider>> {
         let known = self.snapshot.schemas.contains(name);
-        known.then(|| Arc::new(SnapshotSchema { catalog: self.clone(), name: name.to_owned() }) as Arc<dyn SchemaProvider>)
+        known.then(|| {
+            Arc::new(SnapshotSchema { catalog: self.clone(), name: name.to_owned() }) as Arc<dyn SchemaProvider>
+        })
     }
 }
 

@@ -51,8 +51,13 @@ fn between<'a>(text: &'a str, start: &str, end: &str) -> Option<&'a str> {
 /// The candidate that is most like `name`, if any is like it at all.
 fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let name = name.to_lowercase();
-    let scored = candidates.into_iter().map(|candidate| (normalized_damerau_levenshtein(&name, &candidate.to_lowercase()), candidate));
-    scored.filter(|(score, _)| *score >= SIMILARITY_MIN).max_by(|left, right| left.0.total_cmp(&right.0)).map(|(_, name)| name)
+    let scored = candidates
+        .into_iter()
+        .map(|candidate| (normalized_damerau_levenshtein(&name, &candidate.to_lowercase()), candidate));
+    scored
+        .filter(|(score, _)| *score >= SIMILARITY_MIN)
+        .max_by(|left, right| left.0.total_cmp(&right.0))
+        .map(|(_, name)| name)
 }
 
 fn did_you_mean(error: Error, name: Option<String>, otherwise: &str) -> Error {
@@ -65,7 +70,11 @@ fn did_you_mean(error: Error, name: Option<String>, otherwise: &str) -> Error {
 fn unknown_schema(snapshot: &Snapshot, name: &str) -> Error {
     let error = Error::new(ErrorCode::SchemaNotFound, format!("schema '{name}' not found"));
     let near = nearest(name, snapshot.schemas.iter().map(String::as_str));
-    did_you_mean(error, near.map(str::to_owned), "SELECT schema_name FROM information_schema.schemata lists the schemas")
+    did_you_mean(
+        error,
+        near.map(str::to_owned),
+        "SELECT schema_name FROM information_schema.schemata lists the schemas",
+    )
 }
 
 fn unknown_table(snapshot: &Snapshot, name: &str) -> Error {
@@ -96,7 +105,8 @@ fn unknown_table(snapshot: &Snapshot, name: &str) -> Error {
 fn unknown_column(field: &Column, valid: &[Column]) -> Error {
     let error = Error::new(ErrorCode::ColumnNotFound, format!("column '{}' not found", field.flat_name()));
     let near = nearest(field.name(), valid.iter().map(Column::name));
-    let near = near.map(|name| if name.chars().any(char::is_uppercase) { format!("\"{name}\"") } else { name.to_owned() });
+    let near =
+        near.map(|name| if name.chars().any(char::is_uppercase) { format!("\"{name}\"") } else { name.to_owned() });
     let names: Vec<_> = valid.iter().take(NAMES_MAX).map(Column::name).collect();
     let more = if valid.len() > NAMES_MAX { ", ..." } else { "" };
     let otherwise = match names.is_empty() {

@@ -11,7 +11,9 @@ use datafusion::common::{ColumnStatistics, Statistics, internal_datafusion_err};
 use datafusion::error::Result;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
-use datafusion::physical_plan::execution_plan::{Boundedness, ChildrenPropertiesMode, EmissionType, ReplaceChildrenOptions};
+use datafusion::physical_plan::execution_plan::{
+    Boundedness, ChildrenPropertiesMode, EmissionType, ReplaceChildrenOptions,
+};
 use datafusion::physical_plan::filter::FilterExecBuilder;
 use datafusion::physical_plan::projection::{ProjectionExec, ProjectionExpr};
 use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
@@ -33,9 +35,13 @@ pub(crate) fn scan_statistics(target: &ScanTarget, schema: &SchemaRef) -> Statis
         let index = target.table.schema.index_of(name).ok()?;
         table.column_statistics.get(index).cloned()
     };
-    let columns = schema.fields().iter().map(|field| column(field.name()).unwrap_or_else(ColumnStatistics::new_unknown));
-    let mut statistics =
-        Statistics { num_rows: table.num_rows, total_byte_size: Precision::Absent, column_statistics: columns.collect() };
+    let columns =
+        schema.fields().iter().map(|field| column(field.name()).unwrap_or_else(ColumnStatistics::new_unknown));
+    let mut statistics = Statistics {
+        num_rows: table.num_rows,
+        total_byte_size: Precision::Absent,
+        column_statistics: columns.collect(),
+    };
     statistics.calculate_total_byte_size(schema);
     let sizes = statistics.column_statistics.iter().map(|column| column.byte_size);
     let sum = sizes.reduce(|sum, size| sum.add(&size)).unwrap_or(Precision::Absent);
@@ -60,10 +66,10 @@ pub(crate) fn estimate(
         let filter = FilterExecBuilder::new(Arc::clone(filter), plan).with_default_selectivity(selectivity);
         plan = Arc::new(filter.build()?);
     }
-    let outputs = fragment.projection().iter().map(|column| ProjectionExpr {
-        expr: Arc::clone(&column.expression),
-        alias: column.name.clone(),
-    });
+    let outputs = fragment
+        .projection()
+        .iter()
+        .map(|column| ProjectionExpr { expr: Arc::clone(&column.expression), alias: column.name.clone() });
     let plan = ProjectionExec::try_new(outputs.collect::<Vec<_>>(), plan)?;
     let statistics = StatisticsContext::new().compute(&plan, &StatisticsArgs::new())?;
     let mut statistics = Arc::unwrap_or_clone(statistics);

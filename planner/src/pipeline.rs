@@ -12,9 +12,8 @@ type Rules = Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>>;
 /// DataFusion's rules with ours among them.
 ///
 /// [`PushFragment`] comes before any rule that looks at statistics or puts an operator in between: filters are in the
-/// scans when join orders are chosen, and no repartitioning separates the two yet. Limits are not its business: the
-/// later `LimitPushdown` gives them to the scan by `with_fetch`, and `ProjectionPushdown` hands over the projections that
-/// later rules make.
+/// scans when join orders are chosen, and no repartitioning separates the two yet. What later rules push down still
+/// arrives: `LimitPushdown` gives limits to the scan by `with_fetch`, `ProjectionPushdown` hands over columns.
 pub fn physical_optimizer_rules() -> Rules {
     let mut rules = PhysicalOptimizer::new().rules;
     let first_by_statistics = rules.iter().position(|rule| rule.name() == "aggregate_statistics").unwrap_or_default();

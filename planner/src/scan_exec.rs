@@ -120,10 +120,12 @@ impl StorageScanExec {
     ) -> Result<Self> {
         let rows_kept = segments.rows(&target, &segments.kept);
         let partition_count = segments.shares.len();
-        let Estimate { statistics, equivalence } = estimate(&target, &fragment, selectivity, rows_kept, partition_count)?;
+        let Estimate { statistics, equivalence } =
+            estimate(&target, &fragment, selectivity, rows_kept, partition_count)?;
         let partitioning = Partitioning::UnknownPartitioning(partition_count);
-        let properties = PlanProperties::new(equivalence, partitioning, EmissionType::Incremental, Boundedness::Bounded)
-            .with_scheduling_type(SchedulingType::Cooperative);
+        let properties =
+            PlanProperties::new(equivalence, partitioning, EmissionType::Incremental, Boundedness::Bounded)
+                .with_scheduling_type(SchedulingType::Cooperative);
         Ok(Self {
             target,
             fragment,
@@ -191,8 +193,12 @@ impl StorageScanExec {
     /// in percent.
     pub(crate) fn with_filters(&self, filters: Vec<Arc<dyn PhysicalExpr>>, selectivity: u8) -> Result<Self> {
         let all = self.fragment.filter().cloned().into_iter().chain(filters);
-        let fragment =
-            compose(self.fragment.scan_schema(), Some(&conjunction(all)), self.fragment.projection(), self.fragment.limit())?;
+        let fragment = compose(
+            self.fragment.scan_schema(),
+            Some(&conjunction(all)),
+            self.fragment.projection(),
+            self.fragment.limit(),
+        )?;
         let segments = Arc::new(Segments::new(&self.target, &fragment));
         Self::build(self.target.clone(), Arc::new(fragment), selectivity, segments, self.not_pushed.clone())
     }
@@ -246,7 +252,8 @@ impl StorageScanExec {
         statistics.num_rows = statistics.num_rows.with_estimated_selectivity(rows / all);
         statistics.total_byte_size = statistics.total_byte_size.with_estimated_selectivity(rows / all);
         if self.fragment.filter().is_none() && self.fragment.limit().is_none() {
-            statistics.num_rows = Precision::Exact(usize::try_from(self.segments.rows(&self.target, share)).unwrap_or(usize::MAX));
+            statistics.num_rows =
+                Precision::Exact(usize::try_from(self.segments.rows(&self.target, share)).unwrap_or(usize::MAX));
         }
         Ok(statistics)
     }
@@ -313,7 +320,12 @@ impl ExecutionPlan for StorageScanExec {
         };
         let inner = self.target.access.scan(task, context)?;
         let rows_left = self.fragment.limit().map(|limit| usize::try_from(limit).unwrap_or(usize::MAX));
-        Ok(make_cooperative(Box::pin(ScanStream { schema, inner: Some(inner), rows_left, metrics: self.metrics.clone() })))
+        Ok(make_cooperative(Box::pin(ScanStream {
+            schema,
+            inner: Some(inner),
+            rows_left,
+            metrics: self.metrics.clone(),
+        })))
     }
 
     fn metrics(&self) -> Option<MetricsSet> {
@@ -344,9 +356,10 @@ impl ExecutionPlan for StorageScanExec {
     fn try_swapping_with_projection(&self, projection: &ProjectionExec) -> Result<Option<Arc<dyn ExecutionPlan>>> {
         // Later rules move projections down here. Those that compute something were weighed by `PushFragment` before.
         let mut seen = std::collections::BTreeSet::new();
-        let narrow = projection.expr().iter().all(|output| {
-            output.expr.downcast_ref::<Column>().is_some_and(|column| seen.insert(column.index()))
-        });
+        let narrow = projection
+            .expr()
+            .iter()
+            .all(|output| output.expr.downcast_ref::<Column>().is_some_and(|column| seen.insert(column.index())));
         if !narrow {
             return Ok(None);
         }
@@ -371,7 +384,8 @@ struct ScanStream {
 impl ScanStream {
     fn accept(&mut self, batch: RecordBatch) -> Result<RecordBatch> {
         if batch.num_columns() != self.schema.fields().len() {
-            let message = format!("a scan sent {} columns instead of {}", batch.num_columns(), self.schema.fields().len());
+            let message =
+                format!("a scan sent {} columns instead of {}", batch.num_columns(), self.schema.fields().len());
             return Err(Error::internal(message).into());
         }
         let batch = match self.rows_left {

@@ -83,7 +83,8 @@ impl TableProvider for AubadeTable {
         let all = (0..self.schema.fields().len()).collect::<Vec<_>>();
         let columns = projection.unwrap_or(&all).iter().map(|index| {
             let field = self.schema.fields().get(*index);
-            let field = field.ok_or_else(|| internal_datafusion_err!("table {} has no column {index}", self.table.name))?;
+            let field =
+                field.ok_or_else(|| internal_datafusion_err!("table {} has no column {index}", self.table.name))?;
             Ok(ProjectionColumn { expression: Arc::new(Column::new(field.name(), *index)), name: field.name().clone() })
         });
         let columns = columns.collect::<Result<Vec<_>>>()?;

@@ -117,7 +117,8 @@ fn run(fragment: &Fragment, segment: &RecordBatch) -> Result<RecordBatch> {
         batch = filter_record_batch(&batch, mask.as_boolean())?;
     }
     let rows = batch.num_rows();
-    let columns = fragment.projection().iter().map(|column| Ok(column.expression.evaluate(&batch)?.into_array(rows)?));
+    let columns =
+        fragment.projection().iter().map(|column| Ok(column.expression.evaluate(&batch)?.into_array(rows)?));
     let options = RecordBatchOptions::new().with_row_count(Some(rows));
     let columns = columns.collect::<Result<Vec<ArrayRef>>>()?;
     let output = RecordBatch::try_new_with_options(Arc::clone(fragment.output_schema()), columns, &options)?;
@@ -165,7 +166,11 @@ impl DataSink for CountingSink {
         &self.schema
     }
 
-    async fn write_all(&self, data: SendableRecordBatchStream, _context: &Arc<TaskContext>) -> datafusion::error::Result<u64> {
+    async fn write_all(
+        &self,
+        data: SendableRecordBatchStream,
+        _context: &Arc<TaskContext>,
+    ) -> datafusion::error::Result<u64> {
         let batches: Vec<RecordBatch> = data.try_collect().await?;
         let rows = batches.iter().map(RecordBatch::num_rows).sum::<usize>();
         self.rows.fetch_add(rows, Ordering::Relaxed);
@@ -177,7 +182,7 @@ impl DataSink for CountingSink {
 pub(crate) fn orders() -> MemoryTable {
     let schema = Arc::new(Schema::new(vec![
         Field::new("id", DataType::Int64, false),
-        Field::new("customer", DataType::Int64, true),
+        Field::new("buyer", DataType::Int64, true),
         Field::new("status", DataType::Utf8View, true),
         Field::new("total", DataType::Decimal128(15, 2), false),
         Field::new("day", DataType::Date32, false),
@@ -189,8 +194,16 @@ pub(crate) fn orders() -> MemoryTable {
         let columns: Vec<ArrayRef> = vec![
             Arc::new(Int64Array::from(ids.clone())),
             Arc::new(ids.iter().map(|id| (id % 7 != 0).then_some(id % 10)).collect::<Int64Array>()),
-            Arc::new(ids.iter().map(|id| (id % 5 != 0).then_some(if id % 2 == 0 { "open" } else { "Closed" })).collect::<StringViewArray>()),
-            Arc::new(Decimal128Array::from_iter_values(ids.iter().map(|id| i128::from(*id) * 150)).with_precision_and_scale(15, 2).unwrap()),
+            Arc::new(
+                ids.iter()
+                    .map(|id| (id % 5 != 0).then_some(if id % 2 == 0 { "open" } else { "Closed" }))
+                    .collect::<StringViewArray>(),
+            ),
+            Arc::new(
+                Decimal128Array::from_iter_values(ids.iter().map(|id| i128::from(*id) * 150))
+                    .with_precision_and_scale(15, 2)
+                    .unwrap(),
+            ),
             Arc::new(ids.iter().map(|id| Some(9000 + *id as i32)).collect::<Date32Array>()),
             Arc::new(ids.iter().map(|id| (id % 3 != 0).then(|| text(id))).collect::<StringViewArray>()),
         ];
@@ -211,7 +224,11 @@ pub(crate) fn customers() -> MemoryTable {
         let columns: Vec<ArrayRef> = vec![
             Arc::new(Int64Array::from(ids.clone())),
             Arc::new(ids.iter().map(|id| Some(format!("customer {id}"))).collect::<StringViewArray>()),
-            Arc::new(ids.iter().map(|id| (id % 4 != 0).then_some(if id % 2 == 0 { "north" } else { "south" })).collect::<StringViewArray>()),
+            Arc::new(
+                ids.iter()
+                    .map(|id| (id % 4 != 0).then_some(if id % 2 == 0 { "north" } else { "south" }))
+                    .collect::<StringViewArray>(),
+            ),
         ];
         RecordBatch::try_new(Arc::clone(&schema), columns).unwrap()
     });
@@ -220,6 +237,7 @@ pub(crate) fn customers() -> MemoryTable {
 
 /// `sales.nothing`: a table without rows.
 pub(crate) fn nothing() -> MemoryTable {
-    let schema = Arc::new(Schema::new(vec![Field::new("a", DataType::Int64, true), Field::new("b", DataType::Utf8View, true)]));
+    let schema =
+        Arc::new(Schema::new(vec![Field::new("a", DataType::Int64, true), Field::new("b", DataType::Utf8View, true)]));
     MemoryTable::new("sales.nothing", vec![RecordBatch::new_empty(schema)])
 }

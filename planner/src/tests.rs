@@ -81,30 +81,30 @@ async fn answers_are_those_of_datafusion() {
         "select * from orders",
         "select * from orders where id < 30 and status = 'open'",
         "select comment from orders where id between 20 and 30",
-        "select id, id as again, total from orders where customer is null",
+        "select id, id as again, total from orders where buyer is null",
         "select total, id from orders where upper(status) = 'CLOSED' and day > date '1994-09-01'",
         "select length(comment), id + 1 from orders where id % 2 = 0",
         "select 1, 'x' from orders where id < 3",
         "select id * 2 as twice, id * 3 as thrice, id from orders where id in (1, 50, 99, 1000)",
-        "select case when customer > 5 then 'big' else status end from orders where comment like '%number 1%'",
+        "select case when buyer > 5 then 'big' else status end from orders where comment like '%number 1%'",
         "select * from (select id as x, total as y from orders where id > 10) t where x < 20 and y > 16.5",
-        "select a.id, b.id from orders a join orders b on a.id = b.customer where a.id > 2 and b.status is not null",
-        "select \"Region\", sum(total), count(*) from orders join customer on customer = customer.id where day < date '1994-10-20' group by \"Region\"",
+        "select a.id, b.id from orders a join orders b on a.id = b.buyer where a.id > 2 and b.status is not null",
+        "select \"Region\", sum(total), count(*) from orders join customer on buyer = customer.id where day < date '1994-10-20' group by \"Region\"",
         "select status, avg(total) from orders group by status having count(*) > 3",
         "select id, row_number() over (partition by status order by id desc) from orders where id < 40",
-        "select distinct status from orders where customer not in (1, 2)",
+        "select distinct status from orders where buyer not in (1, 2)",
         "select cast(total as double) / 3, id from orders where cast(id as varchar) like '1%' order by id desc",
         "select id from orders order by day desc, id limit 7 offset 3",
         "select id from orders where status = 'open' order by id limit 4",
         "select * from orders where 1 = 0",
         "select id from orders union all select id from customer where name <> 'customer 3'",
-        "select name from customer where exists (select 1 from orders where customer = customer.id and total > 100)",
-        "select name from customer where id = (select max(customer) from orders)",
+        "select name from customer where exists (select 1 from orders where buyer = customer.id and total > 100)",
+        "select name from customer where id = (select max(buyer) from orders)",
         "select id, total from orders where total > (select avg(total) from orders where status = 'open') and id < 90",
         "select * from sales.nothing where a > 1",
         "select count(*), max(a) from sales.nothing",
         "select o.id from orders o left join sales.nothing n on o.id = n.a where n.a is null and o.id < 5",
-        "select id from orders where customer is distinct from 3 and not (status = 'open' or id > 60)",
+        "select id from orders where buyer is distinct from 3 and not (status = 'open' or id > 60)",
         "select substr(comment, 1, 5) || status, id from orders where comment is not null",
         "with recursive r(n) as (select 1 union all select n + 1 from r where n < 3) select id from orders join r on id = n",
     ] {
@@ -120,7 +120,7 @@ async fn counts_are_right_with_and_without_columns() {
         "select count(comment), count(*), min(id), max(day) from orders",
         "select count(*) from (select id from orders limit 30) t",
         "select count(*) from (select id + 1 from orders where id > 70) t",
-        "select count(distinct customer) from orders where id < 60",
+        "select count(distinct buyer) from orders where id < 60",
         "select sum(1) from orders where random() >= 0",
         "select count(*) from orders, customer where orders.id > 95",
     ] {
@@ -156,7 +156,9 @@ async fn limits_hold_although_each_partition_has_its_own() {
 
 #[tokio::test]
 async fn filter_projection_and_limit_run_at_storage() {
-    let plan = explain("select id, length(comment) from orders where day >= date '1994-10-01' and status = 'open' limit 3").await;
+    let plan =
+        explain("select id, length(comment) from orders where day >= date '1994-10-01' and status = 'open' limit 3")
+            .await;
     insta::assert_snapshot!(plan, @"");
 }
 
@@ -174,7 +176,7 @@ async fn what_is_not_pushed_says_why() {
 
 #[tokio::test]
 async fn both_sides_of_a_join_are_cut_down() {
-    let sql = "select name, total from orders join customer on customer = customer.id where status = 'open' and name <> 'customer 1'";
+    let sql = "select name, total from orders join customer on buyer = customer.id where status = 'open' and name <> 'customer 1'";
     insta::assert_snapshot!(explain(sql).await, @"");
 }
 
@@ -195,7 +197,7 @@ async fn segments_are_pruned_by_their_statistics() {
         ("id in (1, 99)", 2),
         ("day >= date '1994-10-24'", 2),
         ("id > 20 and id < 30", 2),
-        ("customer is null", 4),
+        ("buyer is null", 4),
         ("id is null", 0),
         ("id + 1 > 80", 4),
     ] {
@@ -225,7 +227,10 @@ async fn a_scan_counts_its_segments_and_rows() {
 
 #[tokio::test]
 async fn views_are_planned_into_their_tables() {
-    let views = [("open_orders", "select id, total from orders where status = 'open'"), ("sales.few", "select * from open_orders where id < 10")];
+    let views = [
+        ("open_orders", "select id, total from orders where status = 'open'"),
+        ("sales.few", "select * from open_orders where id < 10"),
+    ];
     let (planner, _) = planner_with(&views);
     let query = planner.plan("select sum(total) from sales.few").await.unwrap();
     assert_eq!(query.fragments()[0].segments_kept, 1, "{}", query.explain());
@@ -261,7 +266,15 @@ async fn information_schema_lists_relations() {
     let sql = "select table_schema, table_name, table_type from information_schema.tables where table_schema <> 'information_schema' order by 1, 2";
     let query = planner.plan(sql).await.unwrap();
     let lines = rows(&run(&query).await.unwrap(), sql);
-    assert_eq!(lines[1..], ["| public | customer | BASE TABLE |", "| public | orders | BASE TABLE |", "| public | v | VIEW |", "| sales | nothing | BASE TABLE |"]);
+    assert_eq!(
+        lines[1..],
+        [
+            "| public | customer | BASE TABLE |",
+            "| public | orders | BASE TABLE |",
+            "| public | v | VIEW |",
+            "| sales | nothing | BASE TABLE |"
+        ]
+    );
     let columns = planner.plan("select count(*) from information_schema.columns where table_name = 'v'").await.unwrap();
     assert_eq!(rows(&run(&columns).await.unwrap(), "order by")[1], "| 1 |");
 }
@@ -270,13 +283,33 @@ async fn information_schema_lists_relations() {
 async fn unknown_names_come_with_the_nearest_one() {
     for (sql, code, message, hint) in [
         ("select * from ordes", ErrorCode::TableNotFound, "table 'ordes' not found", "did you mean 'orders'?"),
-        ("select * from nothing", ErrorCode::TableNotFound, "table 'nothing' not found", "did you mean 'sales.nothing'?"),
+        (
+            "select * from nothing",
+            ErrorCode::TableNotFound,
+            "table 'nothing' not found",
+            "did you mean 'sales.nothing'?",
+        ),
         ("select * from sale.nothing", ErrorCode::SchemaNotFound, "schema 'sale' not found", "did you mean 'sales'?"),
         ("select * from zzz", ErrorCode::TableNotFound, "table 'zzz' not found", "SHOW TABLES"),
-        ("select * from other.public.orders", ErrorCode::TableNotFound, "table 'other.public.orders'", "only one catalog"),
+        (
+            "select * from other.public.orders",
+            ErrorCode::TableNotFound,
+            "table 'other.public.orders'",
+            "only one catalog",
+        ),
         ("select totl from orders", ErrorCode::ColumnNotFound, "column 'totl' not found", "did you mean 'total'?"),
-        ("select region from customer", ErrorCode::ColumnNotFound, "column 'region' not found", "did you mean '\"Region\"'?"),
-        ("select o.xyzzy from orders o", ErrorCode::ColumnNotFound, "column 'o.xyzzy' not found", "there are id, customer"),
+        (
+            "select region from customer",
+            ErrorCode::ColumnNotFound,
+            "column 'region' not found",
+            "did you mean '\"Region\"'?",
+        ),
+        (
+            "select o.xyzzy from orders o",
+            ErrorCode::ColumnNotFound,
+            "column 'o.xyzzy' not found",
+            "there are id, buyer",
+        ),
     ] {
         let error = failure(sql).await;
         assert_eq!(error.code(), code, "{error}");

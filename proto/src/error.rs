@@ -37,7 +37,7 @@ struct Inner {
 struct RemoteCause {
     text: String,
     #[source]
-    source: Option<Box<RemoteCause>>,
+    source: Option<Box<Self>>,
 }
 
 impl Error {

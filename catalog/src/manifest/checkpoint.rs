@@ -1,8 +1,10 @@
 //! Writing checkpoints: they only make opening faster, so nothing depends on their success.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use aubade_proto::Result;
+use aubade_environment::tasks::run_blocking;
+use aubade_proto::{Error, Result};
 
 use super::head::Head;
 use super::{CHECKPOINT_INTERVAL, CHECKPOINTS_KEPT, Manifest, names};
@@ -28,8 +30,12 @@ impl Manifest {
         }
     }
 
-    async fn write_checkpoint(&self, head: &Head) -> Result<()> {
-        match self.store.create(&names::checkpoint(head.version()), head.to_checkpoint()?).await {
+    async fn write_checkpoint(&self, head: &Arc<Head>) -> Result<()> {
+        let whole = Arc::clone(head);
+        // It holds the statistics of every segment: too much work for a thread of the network.
+        let object = run_blocking(move || whole.to_checkpoint()).await;
+        let object = object.ok_or_else(|| Error::internal("encoding a checkpoint panicked or was stopped"))??;
+        match self.store.create(&names::checkpoint(head.version()), object).await {
             PutOutcome::Created | PutOutcome::AlreadyExists => {}
             PutOutcome::Refused(error) | PutOutcome::Unknown(error) => return Err(error),
         }

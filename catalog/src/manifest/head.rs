@@ -31,7 +31,7 @@ pub(super) struct Head {
     /// Of the payload of its version object; `None` before version 1.
     sha256: Option<[u8; 32]>,
     /// The last transactions, newest last.
-    history: VecDeque<Mark>,
+    pub(super) history: VecDeque<Mark>,
     gc_floor: Version,
 }
 

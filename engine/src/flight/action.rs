@@ -22,7 +22,10 @@ const CLOSE_SESSION: &str = "CloseSession";
 pub(super) fn action_types() -> Vec<ActionType> {
     let described = [
         (CANCEL_FLIGHT_INFO, "Ends a query.\nRequest: CancelFlightInfoRequest\nResponse: CancelFlightInfoResult"),
-        (SET_SESSION_OPTIONS, "Sets options of the session.\nRequest: SetSessionOptionsRequest\nResponse: SetSessionOptionsResult"),
+        (
+            SET_SESSION_OPTIONS,
+            "Sets options of the session.\nRequest: SetSessionOptionsRequest\nResponse: SetSessionOptionsResult",
+        ),
         (GET_SESSION_OPTIONS, "Lists the options of the session.\nRequest: empty\nResponse: GetSessionOptionsResult"),
         (CLOSE_SESSION, "Ends the session.\nRequest: empty\nResponse: CloseSessionResult"),
         (QUERY_RECORD_ACTION, "What a query took.\nRequest: the id of the query as text\nResponse: JSON"),
@@ -70,9 +73,9 @@ pub(super) fn cancel(handles: &Handles, info: &FlightInfo) -> bool {
             Some(Command::TicketStatementQuery(TicketStatementQuery { statement_handle })) => {
                 handles.cancel_ticket(&statement_handle)
             }
-            Some(Command::CommandPreparedStatementQuery(CommandPreparedStatementQuery { prepared_statement_handle })) => {
-                handles.cancel_prepared(&prepared_statement_handle)
-            }
+            Some(Command::CommandPreparedStatementQuery(CommandPreparedStatementQuery {
+                prepared_statement_handle,
+            })) => handles.cancel_prepared(&prepared_statement_handle),
             _ => false,
         })
         .collect();
@@ -88,20 +91,27 @@ fn cancel_status(known: bool) -> Result<CancelStatus> {
 
 fn decode<M: Message + Default>(action: &Action) -> Result<M> {
     // Flight's own actions are not wrapped in Any, yet some clients wrap them.
-    let wrapped = Any::decode(action.body.as_ref()).ok().filter(|any| any.type_url.ends_with(&format!(".{}Request", action.r#type)));
+    let wrapped = Any::decode(action.body.as_ref())
+        .ok()
+        .filter(|any| any.type_url.ends_with(&format!(".{}Request", action.r#type)));
     let body = wrapped.map_or_else(|| action.body.clone(), |any| any.value);
-    M::decode(body).context(ErrorCode::InvalidMessage, || format!("the body of action '{}' cannot be read", action.r#type))
+    M::decode(body)
+        .context(ErrorCode::InvalidMessage, || format!("the body of action '{}' cannot be read", action.r#type))
 }
 
 fn query_record(engine: &Engine, body: &Bytes) -> Result<Bytes> {
     let text = String::from_utf8_lossy(body);
-    let id = Uuid::parse_str(text.trim()).context(ErrorCode::InvalidArgument, || format!("'{text}' is not the id of a query"))?;
+    let id = Uuid::parse_str(text.trim())
+        .context(ErrorCode::InvalidArgument, || format!("'{text}' is not the id of a query"))?;
     let record = engine.queries().get(id).ok_or_else(|| {
-        Error::new(ErrorCode::HandleNotFound, format!("query {id} is unknown")).hint("only the last queries are remembered")
+        Error::new(ErrorCode::HandleNotFound, format!("query {id} is unknown"))
+            .hint("only the last queries are remembered")
     })?;
     json(&record)
 }
 
 fn json(value: &impl serde::Serialize) -> Result<Bytes> {
-    serde_json::to_vec(value).map(Bytes::from).context(ErrorCode::Internal, || "a result cannot be written as JSON".to_owned())
+    serde_json::to_vec(value)
+        .map(Bytes::from)
+        .context(ErrorCode::Internal, || "a result cannot be written as JSON".to_owned())
 }

@@ -68,7 +68,8 @@ impl<K: Ord + Clone, V: Clone> Expiring<K, V> {
     }
 
     /// How many entries there are, forgotten ones included until the next use.
-    pub(super) fn len(&self) -> usize {
+    #[cfg(test)]
+    fn len(&self) -> usize {
         self.inner.lock().entries.len()
     }
 }

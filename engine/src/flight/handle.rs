@@ -146,12 +146,6 @@ impl Handles {
         running.cancel();
         true
     }
-
-    /// How many tickets and prepared statements there are.
-    #[cfg(test)]
-    pub(super) fn len(&self) -> (usize, usize) {
-        (self.tickets.len(), self.prepared.len())
-    }
 }
 
 fn parse(handle: &[u8]) -> Option<Uuid> {

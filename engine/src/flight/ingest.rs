@@ -26,7 +26,11 @@ use crate::session::{IngestMode, IngestTarget};
 /// # Errors
 /// `NotSupported` for temporary tables and transactions, `InvalidArgument` for options that do not
 /// fit, `TableNotFound` for a table that must exist and does not.
-pub(super) fn target(command: &CommandStatementIngest, default_schema: &str, snapshot: &Snapshot) -> Result<IngestTarget> {
+pub(super) fn target(
+    command: &CommandStatementIngest,
+    default_schema: &str,
+    snapshot: &Snapshot,
+) -> Result<IngestTarget> {
     if command.temporary {
         return Err(Error::new(ErrorCode::NotSupported, "temporary tables are not supported yet")
             .hint("load into a table with a name of its own and drop it afterwards"));
@@ -64,7 +68,10 @@ pub(super) fn target(command: &CommandStatementIngest, default_schema: &str, sna
 ///
 /// # Errors
 /// `InvalidMessage` when there is none.
-pub(super) async fn rows(messages: PeekableFlightDataStream, request_bytes_max: usize) -> Result<SendableRecordBatchStream> {
+pub(super) async fn rows(
+    messages: PeekableFlightDataStream,
+    request_bytes_max: usize,
+) -> Result<SendableRecordBatchStream> {
     let mut batches = decoded(messages);
     let to_error = move |error| error_of_upload(error, request_bytes_max);
     let first = batches.try_next().await.map_err(to_error)?;
@@ -72,7 +79,9 @@ pub(super) async fn rows(messages: PeekableFlightDataStream, request_bytes_max: 
         (Some(schema), _) => Arc::clone(schema),
         (None, Some(batch)) => batch.schema(),
         (None, None) => {
-            return Err(Error::new(ErrorCode::InvalidMessage, "the upload has no schema").hint("send a schema message first"));
+            return Err(
+                Error::new(ErrorCode::InvalidMessage, "the upload has no schema").hint("send a schema message first")
+            );
         }
     };
     let rest = batches.map_err(move |error| DataFusionError::from(to_error(error)));
@@ -95,7 +104,9 @@ pub(super) async fn parameters(
         bytes = bytes.saturating_add(batch.get_array_memory_size());
         if bytes > bytes_max {
             let message = format!("the parameters have more than {bytes_max} bytes");
-            return Err(Error::new(ErrorCode::LimitExceeded, message).hint("load many rows by bulk ingestion (adbc_ingest)"));
+            return Err(
+                Error::new(ErrorCode::LimitExceeded, message).hint("load many rows by bulk ingestion (adbc_ingest)")
+            );
         }
         all.push(batch);
     }

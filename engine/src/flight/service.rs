@@ -81,12 +81,6 @@ impl Service {
         })
     }
 
-    /// What was issued and prepared.
-    #[cfg(test)]
-    pub(super) fn handles(&self) -> &Handles {
-        &self.handles
-    }
-
     /// The columns of a statement's result, with nothing kept.
     pub(super) async fn statement_schema(&self, command: &CommandStatementQuery, caller: &Caller) -> Result<Bytes> {
         refuse_transaction(command.transaction_id.as_ref())?;
@@ -123,7 +117,9 @@ impl Service {
     fn admit(&self) -> Result<OwnedSemaphorePermit> {
         Arc::clone(&self.running).try_acquire_owned().map_err(|_| {
             let message = format!("{} results are being read at the moment, the limit", self.options.running_max);
-            Error::new(ErrorCode::Busy, message).hint("read or close some of them, then try again").retry_after_millis(1000)
+            Error::new(ErrorCode::Busy, message)
+                .hint("read or close some of them, then try again")
+                .retry_after_millis(1000)
         })
     }
 
@@ -608,7 +604,9 @@ impl FlightSqlService for Service {
         let info = FlightInfo::decode(query.info)
             .context(ErrorCode::InvalidMessage, || "the query to cancel cannot be read".to_owned())?;
         let cancelled = action::cancel(&self.handles, &info);
-        Ok(ActionCancelQueryResult { result: if cancelled { CANCEL_RESULT_CANCELLED } else { CANCEL_RESULT_NOT_CANCELLABLE } })
+        Ok(ActionCancelQueryResult {
+            result: if cancelled { CANCEL_RESULT_CANCELLED } else { CANCEL_RESULT_NOT_CANCELLABLE },
+        })
     }
 
     async fn do_exchange_fallback(

@@ -127,9 +127,13 @@ pub(super) enum CloseStatus {
 ///
 /// # Errors
 /// `LimitExceeded` for too many options.
-pub(super) async fn set_options(session: &Session, request: SetSessionOptionsRequest) -> Result<SetSessionOptionsResult> {
+pub(super) async fn set_options(
+    session: &Session,
+    request: SetSessionOptionsRequest,
+) -> Result<SetSessionOptionsResult> {
     if request.session_options.len() > OPTIONS_MAX {
-        let message = format!("{} session options in one request, {OPTIONS_MAX} at most", request.session_options.len());
+        let message =
+            format!("{} session options in one request, {OPTIONS_MAX} at most", request.session_options.len());
         return Err(Error::new(aubade_proto::ErrorCode::LimitExceeded, message));
     }
     // In the order of the names, so that a run repeats.

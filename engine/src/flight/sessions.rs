@@ -70,8 +70,11 @@ impl Sessions {
         });
         let open = match key {
             SessionKey::Cookie(name) => {
-                return Err(Error::new(ErrorCode::HandleNotFound, format!("session '{name}' does not exist or has expired"))
-                    .hint("connect again, and make its settings again"));
+                return Err(Error::new(
+                    ErrorCode::HandleNotFound,
+                    format!("session '{name}' does not exist or has expired"),
+                )
+                .hint("connect again, and make its settings again"));
             }
             SessionKey::Named(name) => self.by_name.get_or_insert(name.clone(), Arc::clone(&made)),
             SessionKey::Connection(connection) => {
@@ -103,11 +106,5 @@ impl Sessions {
         {
             self.by_name.remove(&open.session.id().to_string());
         }
-    }
-
-    /// How many sessions have a name or a connection.
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.by_name.len()
     }
 }

@@ -53,17 +53,20 @@ pub(super) fn encode(
     message_bytes_max: usize,
     guard: Guard,
 ) -> BoxStream<'static, Result<FlightData, Status>> {
-    let pieces = batches.map(move |batch| match batch.map_err(Error::from).and_then(|batch| split(batch, message_bytes_max)) {
-        Ok(pieces) => Either::Left(stream::iter(pieces.into_iter().map(Ok))),
-        Err(error) => Either::Right(stream::iter([Err(FlightError::from(error.to_status()))])),
-    });
+    let pieces =
+        batches.map(move |batch| match batch.map_err(Error::from).and_then(|batch| split(batch, message_bytes_max)) {
+            Ok(pieces) => Either::Left(stream::iter(pieces.into_iter().map(Ok))),
+            Err(error) => Either::Right(stream::iter([Err(FlightError::from(error.to_status()))])),
+        });
     let messages = FlightDataEncoderBuilder::new()
         .with_schema(schema)
         // The split above knows slices and views; the encoder's own would not.
         .with_max_flight_data_size(usize::MAX)
         .with_dictionary_handling(DictionaryHandling::Resend)
         .build(pieces.flatten())
-        .map(move |message| message.map_err(status_of_flight_error).and_then(|data| check_size(data, message_bytes_max)));
+        .map(move |message| {
+            message.map_err(status_of_flight_error).and_then(|data| check_size(data, message_bytes_max))
+        });
     Guarded { messages: Some(messages.boxed()), ended: guard.ended, _permit: guard.permit }.boxed()
 }
 
@@ -72,7 +75,9 @@ pub(super) fn status_of_flight_error(error: FlightError) -> Status {
     match error {
         FlightError::Tonic(status) => *status,
         FlightError::Arrow(error) => Error::from(error).to_status(),
-        other => Error::new(ErrorCode::InvalidMessage, "a Flight message cannot be read or written").source(other).to_status(),
+        other => Error::new(ErrorCode::InvalidMessage, "a Flight message cannot be read or written")
+            .source(other)
+            .to_status(),
     }
 }
 
@@ -182,9 +187,10 @@ fn compact_batch(batch: &RecordBatch) -> Result<RecordBatch> {
 fn has_views(data_type: &DataType) -> bool {
     match data_type {
         DataType::Utf8View | DataType::BinaryView => true,
-        DataType::List(field) | DataType::LargeList(field) | DataType::FixedSizeList(field, _) | DataType::Map(field, _) => {
-            has_views(field.data_type())
-        }
+        DataType::List(field)
+        | DataType::LargeList(field)
+        | DataType::FixedSizeList(field, _)
+        | DataType::Map(field, _) => has_views(field.data_type()),
         DataType::Struct(fields) => fields.iter().any(|field| has_views(field.data_type())),
         _ => false,
     }
@@ -218,7 +224,13 @@ fn compact(array: &ArrayRef) -> Result<ArrayRef> {
             let map = array.as_map();
             let entries: ArrayRef = Arc::new(map.entries().clone());
             let entries = compact(&entries)?.as_struct().clone();
-            Arc::new(MapArray::try_new(Arc::clone(field), map.offsets().clone(), entries, map.nulls().cloned(), *ordered)?)
+            Arc::new(MapArray::try_new(
+                Arc::clone(field),
+                map.offsets().clone(),
+                entries,
+                map.nulls().cloned(),
+                *ordered,
+            )?)
         }
         DataType::Struct(fields) => {
             let parts = array.as_struct();

@@ -11,8 +11,8 @@ use arrow_flight::error::FlightError;
 use arrow_flight::flight_service_client::FlightServiceClient;
 use arrow_flight::sql::client::FlightSqlServiceClient;
 use arrow_flight::sql::{
-    ActionCancelQueryRequest, Any, CommandGetDbSchemas, CommandGetExportedKeys, CommandGetPrimaryKeys, CommandGetTables,
-    CommandGetXdbcTypeInfo, CommandStatementIngest, CommandStatementQuery, ProstMessageExt, SqlInfo,
+    ActionCancelQueryRequest, Any, CommandGetDbSchemas, CommandGetExportedKeys, CommandGetPrimaryKeys,
+    CommandGetTables, CommandGetXdbcTypeInfo, CommandStatementIngest, CommandStatementQuery, ProstMessageExt, SqlInfo,
     TableDefinitionOptions, TableExistsOption, TableNotExistOption,
 };
 use arrow_flight::{Action, CancelFlightInfoRequest, FlightDescriptor, FlightInfo, Ticket};
@@ -458,7 +458,10 @@ async fn session_options_are_set_and_listed() {
     let text = |value: &str| SessionOptionValue { option_value: Some(OptionValue::Text(value.to_owned())) };
     let request = SetSessionOptionsRequest {
         session_options: [
-            ("datafusion.execution.batch_size".to_owned(), SessionOptionValue { option_value: Some(OptionValue::Whole(77)) }),
+            (
+                "datafusion.execution.batch_size".to_owned(),
+                SessionOptionValue { option_value: Some(OptionValue::Whole(77)) },
+            ),
             ("no.such.option".to_owned(), text("1")),
             ("bad name'; --".to_owned(), text("1")),
         ]

@@ -14,23 +14,89 @@ use super::metadata::failed;
 
 /// Words that need quotes when they name something.
 const KEYWORDS: &[&str] = &[
-    "ALL", "ANTI", "ASC", "CASE", "CAST", "CONNECT", "CROSS", "DESC", "DISTINCT", "EXCEPT", "EXISTS", "FETCH", "FROM",
-    "FULL", "GROUP", "HAVING", "INNER", "INTERSECT", "JOIN", "LATERAL", "LEFT", "LIMIT", "NATURAL", "NOT", "NULL",
-    "OFFSET", "ON", "ORDER", "OUTER", "PARTITION", "QUALIFY", "RIGHT", "SELECT", "SEMI", "UNION", "USING", "VALUES",
-    "WHERE", "WINDOW", "WITH",
+    "ALL",
+    "ANTI",
+    "ASC",
+    "CASE",
+    "CAST",
+    "CONNECT",
+    "CROSS",
+    "DESC",
+    "DISTINCT",
+    "EXCEPT",
+    "EXISTS",
+    "FETCH",
+    "FROM",
+    "FULL",
+    "GROUP",
+    "HAVING",
+    "INNER",
+    "INTERSECT",
+    "JOIN",
+    "LATERAL",
+    "LEFT",
+    "LIMIT",
+    "NATURAL",
+    "NOT",
+    "NULL",
+    "OFFSET",
+    "ON",
+    "ORDER",
+    "OUTER",
+    "PARTITION",
+    "QUALIFY",
+    "RIGHT",
+    "SELECT",
+    "SEMI",
+    "UNION",
+    "USING",
+    "VALUES",
+    "WHERE",
+    "WINDOW",
+    "WITH",
 ];
 const NUMERIC_FUNCTIONS: &[&str] = &[
     "abs", "acos", "asin", "atan", "atan2", "ceil", "cos", "degrees", "exp", "floor", "ln", "log", "log10", "log2",
     "pi", "power", "radians", "random", "round", "signum", "sin", "sqrt", "tan", "trunc",
 ];
 const STRING_FUNCTIONS: &[&str] = &[
-    "ascii", "btrim", "character_length", "chr", "concat", "concat_ws", "initcap", "left", "length", "lower", "lpad",
-    "ltrim", "repeat", "replace", "reverse", "right", "rpad", "rtrim", "split_part", "strpos", "substr", "translate",
-    "trim", "upper",
+    "ascii",
+    "btrim",
+    "character_length",
+    "chr",
+    "concat",
+    "concat_ws",
+    "initcap",
+    "left",
+    "length",
+    "lower",
+    "lpad",
+    "ltrim",
+    "repeat",
+    "replace",
+    "reverse",
+    "right",
+    "rpad",
+    "rtrim",
+    "split_part",
+    "strpos",
+    "substr",
+    "translate",
+    "trim",
+    "upper",
 ];
 const DATETIME_FUNCTIONS: &[&str] = &[
-    "current_date", "current_time", "date_bin", "date_part", "date_trunc", "from_unixtime", "make_date", "now",
-    "to_char", "to_date", "to_timestamp",
+    "current_date",
+    "current_time",
+    "date_bin",
+    "date_part",
+    "date_trunc",
+    "from_unixtime",
+    "make_date",
+    "now",
+    "to_char",
+    "to_date",
+    "to_timestamp",
 ];
 
 /// Everything that GetSqlInfo can answer.
@@ -94,7 +160,8 @@ fn add_grammar(info: &mut SqlInfoDataBuilder) {
     let grammar = [SupportedSqlGrammar::SqlMinimumGrammar as i32, SupportedSqlGrammar::SqlCoreGrammar as i32];
     info.append(SqlInfo::SqlSupportedGrammar, bits(&grammar));
     info.append(SqlInfo::SqlSupportsIntegrityEnhancementFacility, false);
-    let joins = [SqlOuterJoinsSupportLevel::SqlLimitedOuterJoins as i32, SqlOuterJoinsSupportLevel::SqlFullOuterJoins as i32];
+    let joins =
+        [SqlOuterJoinsSupportLevel::SqlLimitedOuterJoins as i32, SqlOuterJoinsSupportLevel::SqlFullOuterJoins as i32];
     info.append(SqlInfo::SqlOuterJoinsSupportLevel, bits(&joins));
     let subqueries = [
         SqlSupportedSubqueries::SqlSubqueriesInComparisons as i32,

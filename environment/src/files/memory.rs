@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use super::{FileLock, FileSystem, ReadFile, WriteFile, parent_of};
 
-type Content = Arc<Mutex<Vec<u8>>>;
+type Content = Arc<Mutex<Bytes>>;
 
 #[derive(Debug, Default)]
 struct Tree {
@@ -42,17 +42,34 @@ impl ReadFile for MemoryReadFile {
     }
 }
 
+/// Collects what is written and shows it at the next sync, so that readers share one copy.
 #[derive(Debug)]
-struct MemoryWriteFile(Content);
+struct MemoryWriteFile {
+    written: Vec<u8>,
+    content: Content,
+}
 
 impl WriteFile for MemoryWriteFile {
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.0.lock().extend_from_slice(bytes);
+        self.written.extend_from_slice(bytes);
         Ok(())
     }
 
     fn sync(&mut self) -> io::Result<()> {
+        let mut content = self.content.lock();
+        if content.is_empty() {
+            *content = std::mem::take(&mut self.written).into();
+        } else {
+            *content = [content.as_ref(), &std::mem::take(&mut self.written)].concat().into();
+        }
         Ok(())
+    }
+}
+
+impl Drop for MemoryWriteFile {
+    fn drop(&mut self) {
+        // As on a real file system, what was written is readable without a sync too.
+        let _ = self.sync();
     }
 }
 
@@ -89,13 +106,13 @@ impl FileSystem for MemoryFiles {
         }
         let content = Content::default();
         tree.files.insert(path.to_path_buf(), Arc::clone(&content));
-        Ok(Box::new(MemoryWriteFile(content)))
+        Ok(Box::new(MemoryWriteFile { written: Vec::new(), content }))
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn ReadFile>> {
         let tree = self.tree.lock();
         let content = tree.files.get(path).ok_or(io::ErrorKind::NotFound)?;
-        let bytes = Bytes::copy_from_slice(&content.lock());
+        let bytes = content.lock().clone();
         Ok(Arc::new(MemoryReadFile(bytes)))
     }
 

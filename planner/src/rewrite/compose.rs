@@ -44,7 +44,11 @@ pub(crate) fn columns_used(expression: &Arc<dyn PhysicalExpr>) -> BTreeSet<usize
 }
 
 /// `expression` after its input has been cut down to the columns `kept`, in this order.
-pub(crate) fn reindex(expression: &Arc<dyn PhysicalExpr>, schema: &Schema, kept: &[usize]) -> Result<Arc<dyn PhysicalExpr>> {
+pub(crate) fn reindex(
+    expression: &Arc<dyn PhysicalExpr>,
+    schema: &Schema,
+    kept: &[usize],
+) -> Result<Arc<dyn PhysicalExpr>> {
     map_columns(expression, |index| {
         let position = kept.iter().position(|column| *column == index)?;
         let field = schema.fields().get(index)?;
@@ -75,7 +79,10 @@ pub(crate) fn is_identity(fragment: &Fragment) -> bool {
     let columns = fragment.projection();
     columns.len() == fragment.scan_schema().fields().len()
         && columns.iter().enumerate().all(|(index, output)| {
-            output.expression.downcast_ref::<Column>().is_some_and(|column| column.index() == index && column.name() == output.name)
+            output
+                .expression
+                .downcast_ref::<Column>()
+                .is_some_and(|column| column.index() == index && column.name() == output.name)
         })
 }
 
@@ -155,7 +162,9 @@ mod tests {
     fn only_used_columns_are_read() {
         let schema = schema();
         let filter = binary(col("c", &schema).unwrap(), Operator::Eq, lit("x"), &schema);
-        let filter = filter.unwrap_or_else(|_| Arc::new(datafusion::physical_expr::expressions::IsNullExpr::new(col("c", &schema).unwrap())));
+        let filter = filter.unwrap_or_else(|_| {
+            Arc::new(datafusion::physical_expr::expressions::IsNullExpr::new(col("c", &schema).unwrap()))
+        });
         let fragment = compose(&schema, Some(&filter), &[output(col("b", &schema).unwrap(), "z")], None).unwrap();
         let names: Vec<_> = fragment.scan_schema().fields().iter().map(|field| field.name().as_str()).collect();
         assert_eq!(names, ["b", "c"]);

@@ -9,12 +9,13 @@ use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::error::Result;
 use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_expr::{PhysicalExpr, conjunction, split_conjunction};
+use datafusion::physical_expr_common::physical_expr::fmt_sql;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
-use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::execution_plan::replace_children_if_necessary;
 use datafusion::physical_plan::filter::{FilterExec, FilterExecBuilder};
+use datafusion::physical_plan::limit::{GlobalLimitExec, LocalLimitExec};
 use datafusion::physical_plan::projection::{ProjectionExec, ProjectionExpr};
-use datafusion::physical_expr_common::physical_expr::fmt_sql;
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 
 use super::compose::{Widths, columns_used, reindex, substitute};
 use super::pushable::Pushable;
@@ -30,7 +31,8 @@ use crate::scan_exec::StorageScanExec;
 ///   FilterExec b > 5                StorageScanExec             columns=[a, b], filter=b > 5
 ///     StorageScanExec [a, b]          filter=b > 5              projection=[a + 1]
 /// ```
-/// A filter is split into its conjuncts: those that cannot be pushed stay in a filter above.
+/// A filter is split into its conjuncts: those that cannot be pushed stay in a filter above. A limit goes into the scan as
+/// well and stays above where there are several partitions, or rows to be skipped.
 #[derive(Debug, Default)]
 pub struct PushFragment {
     pushable: Pushable,
@@ -42,9 +44,18 @@ impl PushFragment {
         Self::default()
     }
 
-    fn absorb_filter(&self, scan: &StorageScanExec, filter: &FilterExec, config: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
+    fn absorb_filter(
+        &self,
+        scan: &StorageScanExec,
+        filter: &FilterExec,
+        config: &ConfigOptions,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
         if scan.fragment().limit().is_some() {
-            return filter_above(filter, &[Arc::clone(filter.predicate())], scan.with_note("filter: comes after a limit".to_owned()));
+            return filter_above(
+                filter,
+                &[Arc::clone(filter.predicate())],
+                scan.with_note("filter: comes after a limit".to_owned()),
+            );
         }
         let (mut pushed, mut kept, mut notes) = (Vec::new(), Vec::new(), Vec::new());
         for conjunct in split_conjunction(filter.predicate()) {
@@ -57,7 +68,8 @@ impl PushFragment {
                 }
             }
         }
-        let mut scan = if pushed.is_empty() { scan.clone() } else { scan.with_filters(pushed, filter.default_selectivity())? };
+        let mut scan =
+            if pushed.is_empty() { scan.clone() } else { scan.with_filters(pushed, filter.default_selectivity())? };
         for note in notes {
             scan = scan.with_note(note);
         }
@@ -71,6 +83,23 @@ impl PushFragment {
             scan = scan.with_limit(fetch)?;
         }
         Ok(Arc::new(scan))
+    }
+
+    /// A projection above a limit above a scan: the limit does not mind, so that only the limit stays between.
+    fn absorb_projection_below_limit(
+        &self,
+        scan: &StorageScanExec,
+        limit: &Arc<dyn ExecutionPlan>,
+        projection: &ProjectionExec,
+        config: &ConfigOptions,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let below = self.absorb_projection(scan, projection, config)?;
+        let limited =
+            |scan: &Arc<dyn ExecutionPlan>| replace_children_if_necessary(Arc::clone(limit), vec![Arc::clone(scan)]);
+        match below.children().first() {
+            None => limited(&below),
+            Some(scan) => replace_children_if_necessary(Arc::clone(&below), vec![limited(scan)?]),
+        }
     }
 
     fn absorb_projection(
@@ -109,19 +138,30 @@ impl PushFragment {
 fn pays(scan: &StorageScanExec, outputs: &[ProjectionColumn], used: &[usize]) -> bool {
     // Names and order cost nothing.
     let mut columns = BTreeSet::new();
-    if outputs.iter().all(|output| output.expression.downcast_ref::<Column>().is_some_and(|column| columns.insert(column.index()))) {
+    if outputs
+        .iter()
+        .all(|output| output.expression.downcast_ref::<Column>().is_some_and(|column| columns.insert(column.index())))
+    {
         return true;
     }
     let schema = scan.fragment().scan_schema();
     let statistics = scan_statistics(scan.target(), schema);
     let widths = Widths::new(schema, &statistics);
-    let before: f64 = used.iter().filter_map(|index| scan.fragment().projection().get(*index)).map(|column| widths.expression(&column.expression)).sum();
+    let before: f64 = used
+        .iter()
+        .filter_map(|index| scan.fragment().projection().get(*index))
+        .map(|column| widths.expression(&column.expression))
+        .sum();
     let after: f64 = outputs.iter().map(|output| widths.expression(&output.expression)).sum();
     after <= before
 }
 
 /// The conjuncts that were not pushed, over a scan that sends only the columns that they and the filter's output need.
-fn filter_above(filter: &FilterExec, kept: &[Arc<dyn PhysicalExpr>], scan: StorageScanExec) -> Result<Arc<dyn ExecutionPlan>> {
+fn filter_above(
+    filter: &FilterExec,
+    kept: &[Arc<dyn PhysicalExpr>],
+    scan: StorageScanExec,
+) -> Result<Arc<dyn ExecutionPlan>> {
     let schema = scan.schema();
     let wanted: Vec<usize> = match filter.projection() {
         Some(columns) => columns.to_vec(),
@@ -130,7 +170,8 @@ fn filter_above(filter: &FilterExec, kept: &[Arc<dyn PhysicalExpr>], scan: Stora
     let sent: BTreeSet<usize> = kept.iter().flat_map(columns_used).chain(wanted.iter().copied()).collect();
     let sent: Vec<usize> = sent.into_iter().collect();
     let predicate = reindex(&conjunction(kept.iter().cloned()), &schema, &sent)?;
-    let positions: Vec<usize> = wanted.iter().filter_map(|column| sent.iter().position(|sent| sent == column)).collect();
+    let positions: Vec<usize> =
+        wanted.iter().filter_map(|column| sent.iter().position(|sent| sent == column)).collect();
     let scan = if sent.len() < schema.fields().len() { scan.with_columns(&sent)? } else { scan };
     let projection = filter.projection().is_some().then_some(positions);
     let filter = FilterExecBuilder::new(predicate, Arc::new(scan))
@@ -142,15 +183,47 @@ fn filter_above(filter: &FilterExec, kept: &[Arc<dyn PhysicalExpr>], scan: Stora
 }
 
 /// The projection over a scan that sends only the columns that it uses.
-fn projection_above(projection: &ProjectionExec, used: &[usize], scan: StorageScanExec) -> Result<Arc<dyn ExecutionPlan>> {
+fn projection_above(
+    projection: &ProjectionExec,
+    used: &[usize],
+    scan: StorageScanExec,
+) -> Result<Arc<dyn ExecutionPlan>> {
     let schema = scan.schema();
     let scan = if used.len() < schema.fields().len() { scan.with_columns(used)? } else { scan };
-    let outputs = projection.expr().iter().map(|output| {
-        Ok(ProjectionExpr { expr: reindex(&output.expr, &schema, used)?, alias: output.alias.clone() })
-    });
+    let outputs = projection
+        .expr()
+        .iter()
+        .map(|output| Ok(ProjectionExpr { expr: reindex(&output.expr, &schema, used)?, alias: output.alias.clone() }));
     let outputs = outputs.collect::<Result<Vec<_>>>()?;
     let above = ProjectionExec::try_new_with_schema_metadata(outputs, Arc::new(scan), &projection.schema())?;
     Ok(Arc::new(above))
+}
+
+/// Gives the scan below a limit the same limit, for each of its partitions; the limit itself stays where that is not
+/// enough.
+fn absorb_limit(node: Arc<dyn ExecutionPlan>, scan: &StorageScanExec) -> Result<Transformed<Arc<dyn ExecutionPlan>>> {
+    if let Some(limit) = node.downcast_ref::<LocalLimitExec>() {
+        return Ok(Transformed::yes(Arc::new(scan.with_limit(limit.fetch())?)));
+    }
+    let Some((skip, Some(fetch))) = node.downcast_ref::<GlobalLimitExec>().map(|limit| (limit.skip(), limit.fetch()))
+    else {
+        return Ok(Transformed::no(node));
+    };
+    let limited: Arc<dyn ExecutionPlan> = Arc::new(scan.with_limit(fetch.saturating_add(skip))?);
+    if skip == 0 && limited.output_partitioning().partition_count() == 1 {
+        return Ok(Transformed::yes(limited));
+    }
+    replace_children_if_necessary(node, vec![limited]).map(Transformed::yes)
+}
+
+/// Whether an operator only cuts off rows, and does not mind their order.
+fn is_limit(node: &Arc<dyn ExecutionPlan>) -> bool {
+    let global = node.downcast_ref::<GlobalLimitExec>();
+    node.is::<LocalLimitExec>() || global.is_some_and(|limit| limit.required_ordering().is_none())
+}
+
+fn scan_below(node: &Arc<dyn ExecutionPlan>) -> Option<&StorageScanExec> {
+    node.children().first().and_then(|child| child.downcast_ref())
 }
 
 /// What an operator directly above a scan is called when it stays on the coordinator.
@@ -181,14 +254,23 @@ fn note_operator(node: Arc<dyn ExecutionPlan>) -> Result<Transformed<Arc<dyn Exe
 impl PhysicalOptimizerRule for PushFragment {
     fn optimize(&self, plan: Arc<dyn ExecutionPlan>, config: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
         let plan = plan.transform_up(|node| {
-            let child = node.children().first().and_then(|child| child.downcast_ref::<StorageScanExec>());
-            if let (Some(filter), Some(scan)) = (node.downcast_ref::<FilterExec>(), child) {
-                return self.absorb_filter(scan, filter, config).map(Transformed::yes);
+            let scan = scan_below(&node).cloned();
+            if let Some(projection) = node.downcast_ref::<ProjectionExec>() {
+                let below = projection.input();
+                return match (&scan, scan_below(below)) {
+                    (Some(scan), _) => self.absorb_projection(scan, projection, config).map(Transformed::yes),
+                    (None, Some(scan)) if is_limit(below) => {
+                        self.absorb_projection_below_limit(scan, below, projection, config).map(Transformed::yes)
+                    }
+                    (None, _) => Ok(Transformed::no(node)),
+                };
             }
-            if let (Some(projection), Some(scan)) = (node.downcast_ref::<ProjectionExec>(), child) {
-                return self.absorb_projection(scan, projection, config).map(Transformed::yes);
+            let Some(scan) = scan else { return note_operator(node) };
+            match node.downcast_ref::<FilterExec>() {
+                Some(filter) => self.absorb_filter(&scan, filter, config).map(Transformed::yes),
+                None if is_limit(&node) => absorb_limit(node, &scan),
+                None => note_operator(node),
             }
-            note_operator(node)
         });
         plan.map(|plan| plan.data)
     }

@@ -12,8 +12,8 @@ use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::execution::{SessionStateBuilder, TaskContext};
 use datafusion::logical_expr::ScalarUDF;
 use datafusion::physical_expr::expressions::{
-    BinaryExpr, CaseExpr, CastExpr, Column, InListExpr, IsNotNullExpr, IsNullExpr, LikeExpr, Literal, NegativeExpr, NotExpr,
-    TryCastExpr,
+    BinaryExpr, CaseExpr, CastExpr, Column, InListExpr, IsNotNullExpr, IsNullExpr, LikeExpr, Literal, NegativeExpr,
+    NotExpr, TryCastExpr,
 };
 use datafusion::physical_expr::{PhysicalExpr, ScalarFunctionExpr};
 use datafusion::prelude::SessionConfig;
@@ -52,7 +52,12 @@ impl Pushable {
     ///
     /// # Errors
     /// The reason, for people.
-    pub fn check_filter(&self, filter: &Arc<dyn PhysicalExpr>, schema: &SchemaRef, config: &ConfigOptions) -> Result<(), String> {
+    pub fn check_filter(
+        &self,
+        filter: &Arc<dyn PhysicalExpr>,
+        schema: &SchemaRef,
+        config: &ConfigOptions,
+    ) -> Result<(), String> {
         self.check_kinds(filter, config)?;
         let fragment = Fragment::try_new(Arc::clone(schema), Some(Arc::clone(filter)), Vec::new(), None);
         fragment.and_then(|fragment| encode_fragment(&fragment)).map(|_| ()).map_err(|error| error.message().to_owned())
@@ -62,7 +67,12 @@ impl Pushable {
     ///
     /// # Errors
     /// The reason, for people.
-    pub fn check_projection(&self, projection: &[ProjectionColumn], schema: &SchemaRef, config: &ConfigOptions) -> Result<(), String> {
+    pub fn check_projection(
+        &self,
+        projection: &[ProjectionColumn],
+        schema: &SchemaRef,
+        config: &ConfigOptions,
+    ) -> Result<(), String> {
         if projection.iter().all(|column| column.expression.is::<Column>()) {
             return Ok(());
         }
@@ -144,7 +154,8 @@ mod tests {
 
     #[track_caller]
     fn check(sql: &str, reason: Option<&str>) {
-        let schema = Schema::new(vec![Field::new("a", DataType::Int64, true), Field::new("s", DataType::Utf8View, true)]);
+        let schema =
+            Schema::new(vec![Field::new("a", DataType::Int64, true), Field::new("s", DataType::Utf8View, true)]);
         let df_schema = schema.clone().to_dfschema().unwrap();
         let context = SessionContext::new();
         let expression = context.parse_sql_expr(sql, &df_schema).unwrap();
