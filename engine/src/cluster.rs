@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use aubade_catalog::{NodeEntry, SegmentEntry, Snapshot, placement};
 use aubade_environment::Environment;
-use aubade_proto::{CallHeader, Epoch, Error, ErrorCode, NodeId, NodeInfo, RequestId, Result, Version};
-use parking_lot::{Mutex, RwLock};
+use aubade_proto::{CallHeader, Epoch, Error, ErrorCode, NodeId, RequestId, Result, Version};
+use parking_lot::RwLock;
 
 use crate::storage_client::{StorageClient, StorageClients};
 
@@ -23,7 +23,6 @@ pub(crate) struct Member {
     pub(crate) client: Arc<dyn StorageClient>,
     alive: AtomicBool,
     active_requests: AtomicUsize,
-    info: Mutex<Option<NodeInfo>>,
 }
 
 impl Member {
@@ -33,17 +32,9 @@ impl Member {
         self.alive.load(Ordering::Relaxed)
     }
 
-    /// What it last said of itself.
-    pub(crate) fn last_info(&self) -> Option<NodeInfo> {
-        self.info.lock().clone()
-    }
-
     /// Takes note of an answer.
-    pub(crate) fn answered(&self, info: Option<NodeInfo>) {
+    pub(crate) fn answered(&self) {
         self.alive.store(true, Ordering::Relaxed);
-        if let Some(info) = info {
-            *self.info.lock() = Some(info);
-        }
     }
 
     /// Takes note of an error. Only errors of the transport mark a node: a deterministic error says
@@ -82,7 +73,12 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    pub(crate) fn new(environment: Environment, clients: Arc<dyn StorageClients>, snapshot: &Snapshot, epoch: Epoch) -> Self {
+    pub(crate) fn new(
+        environment: Environment,
+        clients: Arc<dyn StorageClients>,
+        snapshot: &Snapshot,
+        epoch: Epoch,
+    ) -> Self {
         let cluster = Self {
             environment,
             clients,
@@ -121,7 +117,6 @@ impl Cluster {
                         client,
                         alive: AtomicBool::new(true),
                         active_requests: AtomicUsize::new(0),
-                        info: Mutex::default(),
                     };
                     members.insert(node.id, Arc::new(member));
                 }
@@ -182,7 +177,7 @@ impl Cluster {
             Err(Error::new(ErrorCode::NodeUnavailable, text).hint("check that the node runs and can be reached"))
         });
         match &result {
-            Ok(_) => member.answered(None),
+            Ok(_) => member.answered(),
             Err(error) => member.failed(error),
         }
         result

@@ -56,6 +56,9 @@ use crate::{fanout, maintenance};
 const EMBEDDED_ZONE: &str = "local";
 /// Consumers that an out-of-memory error names.
 const NAMED_CONSUMERS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4);
+/// Stack of a thread that runs queries: expressions of the depth that statements may have are
+/// evaluated recursively.
+const QUERY_STACK_BYTES: usize = 8 << 20;
 /// Time for running scans to end when an embedded engine shuts down.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
@@ -221,7 +224,8 @@ impl Engine {
     async fn seal_nodes(&self, snapshot: &Snapshot) {
         let header = self.cluster().header(snapshot.version, CONTROL_TIMEOUT);
         let members = self.cluster().members();
-        let seals = members.iter().map(|member| self.cluster().call(member, CONTROL_TIMEOUT, member.client.seal(&header)));
+        let seals =
+            members.iter().map(|member| self.cluster().call(member, CONTROL_TIMEOUT, member.client.seal(&header)));
         for (result, member) in futures::future::join_all(seals).await.into_iter().zip(&members) {
             if let Err(error) = result {
                 tracing::warn!(node = %member.entry.id, address = member.entry.address, %error, "a storage node does not answer");
@@ -342,8 +346,12 @@ impl Engine {
     pub(crate) fn check_writable(&self) -> Result<()> {
         let newest = self.0.newest_epoch.load(Ordering::Relaxed);
         if newest > self.0.epoch.0 {
-            let text = format!("this coordinator has epoch {} and another one has taken over with epoch {newest}", self.0.epoch);
-            return Err(Error::new(ErrorCode::StaleEpoch, text).hint("send writes to the newer coordinator, or restart this one"));
+            let text = format!(
+                "this coordinator has epoch {} and another one has taken over with epoch {newest}",
+                self.0.epoch
+            );
+            return Err(Error::new(ErrorCode::StaleEpoch, text)
+                .hint("send writes to the newer coordinator, or restart this one"));
         }
         Ok(())
     }
@@ -394,6 +402,8 @@ fn runtime_env(options: &EngineOptions) -> Result<Arc<RuntimeEnv>> {
     let builder = RuntimeEnvBuilder::new()
         .with_memory_pool(Arc::new(pool))
         .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(spill))
+        // A folder that was listed once would hide the files that come later.
+        .with_object_list_cache_limit(0)
         .with_object_store_registry(Arc::new(PolicyObjectStores::new(options.file_access.clone())));
     builder.build_arc().map_err(Error::from_datafusion)
 }
@@ -415,6 +425,7 @@ impl CpuRuntime {
         let own = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(threads)
             .thread_name("query")
+            .thread_stack_size(QUERY_STACK_BYTES)
             .enable_all()
             .build()
             .context(ErrorCode::Internal, || "the threads for queries could not be started".to_owned())?;

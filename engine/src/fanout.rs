@@ -18,6 +18,7 @@ use aubade_catalog::SegmentEntry;
 use aubade_environment::Deadline;
 use aubade_planner::ScanTask;
 use aubade_proto::{Error, ErrorCode, NodeId, Result, Retry, ScanEvent, ScanRequest, SegmentScan};
+use datafusion::common::utils::memory::get_record_batch_memory_size;
 use datafusion::error::DataFusionError;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
@@ -26,14 +27,23 @@ use futures::stream::{FuturesUnordered, StreamFuture};
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 
 use crate::cluster::{ActiveRequest, Cluster, Member};
-use crate::limits::{REQUESTS_PER_PARTITION_MAX, SCAN_ROUND_PAUSE, SCAN_ROUNDS_MAX, SCAN_TIMEOUT, SEGMENTS_PER_REQUEST_MAX};
+use crate::limits::{
+    REQUESTS_PER_PARTITION_MAX, SCAN_ROUND_PAUSE, SCAN_ROUNDS_MAX, SCAN_TIMEOUT, SEGMENTS_PER_REQUEST_MAX,
+};
+use crate::query::QueryDeadline;
 use crate::storage_client::ScanStream;
 
 /// Starts a partition of a scan.
 pub(crate) fn scan(cluster: Arc<Cluster>, task: ScanTask, context: &TaskContext) -> Result<SendableRecordBatchStream> {
     let schema = Arc::clone(task.fragment.output_schema());
     let reservation = MemoryConsumer::new(format!("scan of {}", task.table.name)).register(context.memory_pool());
-    let fan_out = FanOut::new(cluster, task, reservation, context.session_config().batch_size())?;
+    let config = context.session_config();
+    // What is left of the query's deadline is passed on to the nodes.
+    let deadline = match config.get_extension::<QueryDeadline>() {
+        Some(deadline) => deadline.0,
+        None => Deadline::after(cluster.environment().clock.as_ref(), SCAN_TIMEOUT),
+    };
+    let fan_out = FanOut::new(cluster, task, reservation, deadline, config.batch_size())?;
     let batches = stream::try_unfold(fan_out, |mut fan_out| async move {
         let batch = fan_out.next().await.map_err(DataFusionError::from)?;
         Ok(batch.map(|batch| (batch, fan_out)))
@@ -83,19 +93,26 @@ struct FanOut {
 }
 
 impl FanOut {
-    fn new(cluster: Arc<Cluster>, task: ScanTask, reservation: MemoryReservation, batch_rows: usize) -> Result<Self> {
+    fn new(
+        cluster: Arc<Cluster>,
+        task: ScanTask,
+        reservation: MemoryReservation,
+        deadline: Deadline,
+        batch_rows: usize,
+    ) -> Result<Self> {
         let progress = task.segments.iter().map(|index| {
             let segment = task.table.segments.get(*index);
-            let segment = segment.ok_or_else(|| Error::internal(format!("{} has no segment {index}", task.table.name)))?;
+            let segment =
+                segment.ok_or_else(|| Error::internal(format!("{} has no segment {index}", task.table.name)))?;
             let segment = Arc::clone(segment);
             Ok(Progress { segment, rows_handed_on: 0, done: false, failures: Vec::new(), rounds: 0 })
         });
         let segments = progress.collect::<Result<Vec<_>>>()?;
         // Taken from the back: reversed, so that segments go out in their order.
         let waiting = (0..segments.len()).rev().collect();
-        let deadline = Deadline::after(cluster.environment().clock.as_ref(), SCAN_TIMEOUT);
         let rows_left = task.fragment.limit();
-        Ok(Self { cluster, task, segments, waiting, requests: FuturesUnordered::new(), rows_left, deadline, reservation, batch_rows })
+        let requests = FuturesUnordered::new();
+        Ok(Self { cluster, task, segments, waiting, requests, rows_left, deadline, reservation, batch_rows })
     }
 
     /// The next batch; `None` at the end.
@@ -133,7 +150,10 @@ impl FanOut {
             return Ok(None);
         };
         let Some(index) = request.segments.get(index_in_request).copied() else {
-            return Err(Error::internal(format!("{} answered for a segment that it was not asked for", name(&request.member))));
+            return Err(Error::internal(format!(
+                "{} answered for a segment that it was not asked for",
+                name(&request.member)
+            )));
         };
         let mut handed_on = None;
         match event {
@@ -182,7 +202,7 @@ impl FanOut {
             batch = batch.slice(0, usize::try_from(kept).unwrap_or(usize::MAX));
         }
         // What is in flight: the batch at hand, and about as much for every open request.
-        let in_flight = batch.get_array_memory_size().saturating_mul(self.requests.len() + 1);
+        let in_flight = get_record_batch_memory_size(&batch).saturating_mul(self.requests.len() + 1);
         self.reservation.try_resize(in_flight).map_err(Error::from_datafusion)?;
         Ok((batch.num_rows() > 0).then_some(batch))
     }
@@ -208,16 +228,20 @@ impl FanOut {
             .iter()
             .copied()
             .filter(|index| {
-                let failed_here = |progress: &Progress| progress.failures.iter().any(|(node, _)| *node == request.member.entry.id);
+                let failed_here =
+                    |progress: &Progress| progress.failures.iter().any(|(node, _)| *node == request.member.entry.id);
                 self.segments.get(*index).is_some_and(|progress| !progress.done && !failed_here(progress))
             })
             .collect();
         let error = match error {
             None if unfinished.is_empty() => {
-                request.member.answered(None);
+                request.member.answered();
                 return Ok(());
             }
-            None => Error::new(ErrorCode::NodeUnavailable, format!("{} ended a scan before it was complete", name(&request.member))),
+            None => Error::new(
+                ErrorCode::NodeUnavailable,
+                format!("{} ended a scan before it was complete", name(&request.member)),
+            ),
             // The deadline is ours: another replica has no more time than this one.
             Some(error) if self.deadline.is_past(self.cluster.environment().clock.as_ref()) => return Err(error),
             Some(error) => error,
@@ -237,10 +261,12 @@ impl FanOut {
             while let Some(index) = self.waiting.pop() {
                 let Some(progress) = self.segments.get_mut(index) else { continue };
                 let replicas = self.cluster.replicas(&progress.segment);
-                let untried = |member: &&Arc<Member>| !progress.failures.iter().any(|(node, _)| *node == member.entry.id);
+                let untried =
+                    |member: &&Arc<Member>| !progress.failures.iter().any(|(node, _)| *node == member.entry.id);
                 match replicas.iter().find(untried) {
                     Some(member) => {
-                        let (_, segments) = batches.entry(member.entry.id).or_insert_with(|| (Arc::clone(member), Vec::new()));
+                        let (_, segments) =
+                            batches.entry(member.entry.id).or_insert_with(|| (Arc::clone(member), Vec::new()));
                         segments.push(index);
                     }
                     None => {
@@ -272,7 +298,9 @@ impl FanOut {
         }
         let request = ScanRequest {
             header: self.cluster.header(self.task.snapshot.version, remaining),
-            segments: progress.map(|progress| SegmentScan { segment_id: progress.segment.id, skip_rows: progress.rows_handed_on }).collect(),
+            segments: progress
+                .map(|progress| SegmentScan { segment_id: progress.segment.id, skip_rows: progress.rows_handed_on })
+                .collect(),
             fragment: Arc::new(self.task.fragment.with_limit(self.rows_left)),
             batch_rows: self.batch_rows,
         };
@@ -294,7 +322,8 @@ fn next_round(progress: &mut Progress, task: &ScanTask) -> Result<()> {
         progress.failures.retain(|(_, error)| hopeless(error));
         return Ok(());
     }
-    let mut text = format!("segment {} of table {} cannot be read from any of its replicas", progress.segment.id, task.table.name);
+    let mut text =
+        format!("segment {} of table {} cannot be read from any of its replicas", progress.segment.id, task.table.name);
     for (node, error) in &progress.failures {
         text.push_str(&format!("; node {node}: {error}"));
     }

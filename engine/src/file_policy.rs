@@ -23,7 +23,7 @@ use parking_lot::Mutex;
 use url::Url;
 
 use folder_store::FolderStore;
-pub(crate) use url_tables::with_url_tables;
+pub(crate) use url_tables::{is_path, with_url_tables};
 
 /// Which files SQL may read and write.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,20 +41,20 @@ impl FileAccess {
     /// Refuses a location that the policy rules out.
     ///
     /// # Errors
-    /// `PermissionDenied`; `InvalidArgument` when it is no location.
+    /// `PermissionDenied`.
     pub(crate) fn check(&self, location: &str) -> Result<()> {
         match self {
             Self::Any => Ok(()),
             Self::Deny => Err(denied(location)),
             Self::Folder(folder) => {
-                let url = ListingTableUrl::parse(location)
-                    .context(ErrorCode::InvalidArgument, || format!("'{location}' is no path and no URL"))?;
+                // What cannot be understood is refused too: `..` is an error to both parsers.
+                let refused = |cause: DataFusionError| outside(location, folder).source(cause);
+                let url = ListingTableUrl::parse(location).map_err(refused)?;
                 if url.scheme() != "file" {
                     return Err(outside(location, folder));
                 }
-                let path = LocalFileSystem::new()
-                    .path_to_filesystem(url.prefix())
-                    .context(ErrorCode::InvalidArgument, || format!("'{location}' is no local path"))?;
+                let path = LocalFileSystem::new().path_to_filesystem(url.prefix());
+                let path = path.map_err(|cause| refused(cause.into()))?;
                 check_inside(folder, &path)
             }
         }
@@ -63,12 +63,15 @@ impl FileAccess {
 
 fn denied(location: &str) -> Error {
     Error::new(ErrorCode::PermissionDenied, format!("SQL may not read or write files here, so not '{location}' either"))
-        .hint("start the server with `serve --allow-local-files DIR`, or load the file from a client with `aubade load`")
+        .hint(
+            "start the server with `serve --allow-local-files DIR`, or load the file from a client with `aubade load`",
+        )
 }
 
 fn outside(location: &str, folder: &Path) -> Error {
-    Error::new(ErrorCode::PermissionDenied, format!("'{location}' is not below the folder {}", folder.display()))
-        .hint("SQL may only use files below the folder that `serve --allow-local-files DIR` names; give an absolute path")
+    Error::new(ErrorCode::PermissionDenied, format!("'{location}' is not below the folder {}", folder.display())).hint(
+        "SQL may only use files below the folder that `serve --allow-local-files DIR` names; give an absolute path",
+    )
 }
 
 /// Checks where `path` leads to once links are followed. Of a path that does not exist yet, the
@@ -113,7 +116,9 @@ impl PolicyObjectStores {
         }
         if url.scheme() != "s3" {
             let text = format!("there is no store for URLs of the scheme '{}'", url.scheme());
-            return Err(Error::new(ErrorCode::NotSupported, text).hint("use a local path, file:///PATH or s3://BUCKET/KEY"));
+            return Err(
+                Error::new(ErrorCode::NotSupported, text).hint("use a local path, file:///PATH or s3://BUCKET/KEY")
+            );
         }
         let store: Arc<dyn ObjectStore> = AmazonS3Builder::from_env()
             .with_url(url.as_str())

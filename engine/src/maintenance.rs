@@ -11,7 +11,9 @@ use futures::future::join_all;
 
 use crate::cluster::Member;
 use crate::engine::Engine;
-use crate::limits::{CONTROL_TIMEOUT, LIST_PAGE, PROBE_INTERVAL, PROBES_PER_COLLECTION, PUT_TIMEOUT, REPAIRS_PER_PROBE_MAX};
+use crate::limits::{
+    CONTROL_TIMEOUT, LIST_PAGE, PROBE_INTERVAL, PROBES_PER_COLLECTION, PUT_TIMEOUT, REPAIRS_PER_PROBE_MAX,
+};
 
 /// Segment copies that are made at the same time.
 const CONCURRENT_REPAIRS: usize = 4;
@@ -64,7 +66,6 @@ async fn probe_nodes(engine: &Engine, snapshot: &Snapshot) -> Vec<(Arc<Member>, 
         {
             tracing::warn!(node = %member.entry.id, %error, "a storage node could not be sealed");
         }
-        member.answered(Some(info.clone()));
         Some((member, info))
     });
     join_all(probes).await.into_iter().flatten().collect()
@@ -116,7 +117,8 @@ async fn repair(engine: &Engine) -> Result<()> {
 }
 
 async fn copy(engine: &Engine, snapshot: &Snapshot, segment: &SegmentEntry, member: &Member) -> Option<Action> {
-    let sources: Vec<String> = engine.cluster().replicas(segment).iter().map(|source| source.entry.address.clone()).collect();
+    let sources: Vec<String> =
+        engine.cluster().replicas(segment).iter().map(|source| source.entry.address.clone()).collect();
     let header = engine.cluster().header(snapshot.version, PUT_TIMEOUT);
     let description = segment.description();
     let call = member.client.replicate_segment(&header, &description, &sources);
@@ -168,7 +170,10 @@ pub(crate) async fn collect_orphans(engine: &Engine) -> Result<u64> {
         let orphans: Vec<SegmentId> = orphans.map(|segment| segment.segment_id).collect();
         if !orphans.is_empty() {
             let header = engine.cluster().header(snapshot.version, CONTROL_TIMEOUT);
-            deleted += engine.cluster().call(&member, CONTROL_TIMEOUT, member.client.delete_segments(&header, &orphans)).await?;
+            deleted += engine
+                .cluster()
+                .call(&member, CONTROL_TIMEOUT, member.client.delete_segments(&header, &orphans))
+                .await?;
         }
     }
     Ok(deleted)

@@ -235,10 +235,8 @@ impl QueryRun {
 
     /// It failed; a cancellation and a missed deadline are recorded as such.
     pub(crate) fn fail(&self, error: &Error) {
-        let cancelled = matches!(
-            error.code(),
-            aubade_proto::ErrorCode::Cancelled | aubade_proto::ErrorCode::DeadlineExceeded
-        );
+        let cancelled =
+            matches!(error.code(), aubade_proto::ErrorCode::Cancelled | aubade_proto::ErrorCode::DeadlineExceeded);
         self.end(if cancelled { QueryState::Cancelled } else { QueryState::Failed }, Some(error.to_string()));
     }
 

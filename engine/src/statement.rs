@@ -100,7 +100,11 @@ impl StatementContext {
 }
 
 /// Runs a statement up to its first row; a statement that writes, to its end.
-pub(crate) async fn run(context: StatementContext, statement: Statement, parameters: Parameters) -> Result<QueryOutput> {
+pub(crate) async fn run(
+    context: StatementContext,
+    statement: Statement,
+    parameters: Parameters,
+) -> Result<QueryOutput> {
     unsupported::check(&statement.ast)?;
     match statement.ast {
         Ast::CreateExternalTable(create) => external::create(&context, create, &statement.text).await,
@@ -141,7 +145,10 @@ async fn run_plan(context: &StatementContext, plan: LogicalPlan) -> Result<Query
         LogicalPlan::Dml(_) | LogicalPlan::Copy(_) => write::run(context, plan).await,
         LogicalPlan::Ddl(ddl) => Err(unsupported::error(ddl.name())),
         LogicalPlan::Statement(statement) => Err(unsupported::error(statement.name())),
-        plan => query::run(context, plan).await,
+        plan => {
+            write::check_explained(context, &plan)?;
+            query::run(context, plan).await
+        }
     }
 }
 

@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use aubade_catalog::NodeEntry;
-use aubade_proto::{CallHeader, Epoch, NodeInfo, PutReceipt, Result, ScanEvent, ScanRequest, SegmentDescription, SegmentId};
+use aubade_proto::{
+    CallHeader, Epoch, NodeInfo, PutReceipt, Result, ScanEvent, ScanRequest, SegmentDescription, SegmentId,
+};
 use bytes::Bytes;
 use futures::stream::BoxStream;
 pub(crate) use grpc::GrpcClients;
@@ -26,7 +28,12 @@ pub(crate) trait StorageClient: Debug + Send + Sync {
     /// Who the node is and how it does.
     async fn info(&self, header: &CallHeader) -> Result<NodeInfo>;
     /// Stores a segment durably.
-    async fn put_segment(&self, header: &CallHeader, description: &SegmentDescription, data: Bytes) -> Result<PutReceipt>;
+    async fn put_segment(
+        &self,
+        header: &CallHeader,
+        description: &SegmentDescription,
+        data: Bytes,
+    ) -> Result<PutReceipt>;
     /// Makes the node copy a segment from another node.
     async fn replicate_segment(
         &self,

@@ -90,7 +90,12 @@ impl Engine {
         }
     }
 
-    async fn fill(&self, written: &mut Written, schema: SchemaRef, mut stream: SendableRecordBatchStream) -> Result<()> {
+    async fn fill(
+        &self,
+        written: &mut Written,
+        schema: SchemaRef,
+        mut stream: SendableRecordBatchStream,
+    ) -> Result<()> {
         self.check_writable()?;
         let mut builder = SegmentBuilder::new(Arc::clone(&schema), Arc::clone(self.encode_pool()));
         let mut uploads = FuturesUnordered::new();
@@ -181,7 +186,10 @@ pub(crate) fn unknown_commit(transaction: TransactionId, cause: Error) -> Error 
 }
 
 /// One step of encoding on a blocking thread: adds a batch, or closes at the end of the stream.
-async fn encode(mut builder: SegmentBuilder, batch: Option<RecordBatch>) -> Result<(SegmentBuilder, Vec<BuiltSegment>)> {
+async fn encode(
+    mut builder: SegmentBuilder,
+    batch: Option<RecordBatch>,
+) -> Result<(SegmentBuilder, Vec<BuiltSegment>)> {
     // Most batches only add to a buffer: no need to change threads for those.
     if let Some(batch) = &batch
         && !builder.would_encode(batch)

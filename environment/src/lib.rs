@@ -13,7 +13,7 @@ pub mod tasks;
 use std::sync::Arc;
 
 pub use clock::{Clock, Deadline, SystemClock};
-pub use files::{FaultyFiles, FileLock, FileSystem, MemoryFiles, ReadFile, SystemFiles, WriteFile};
+pub use files::{FaultyFiles, FileFault, FileLock, FileSystem, MemoryFiles, ReadFile, SystemFiles, WriteFile};
 pub use network::{Connection, Listener, Network, PeerInfo, TcpNetwork};
 pub use random::{Random, SeededRandom, SystemRandom, uuid_v7};
 pub use tasks::TaskGroup;

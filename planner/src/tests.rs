@@ -154,30 +154,51 @@ async fn limits_hold_although_each_partition_has_its_own() {
     }
 }
 
+/// Checks that the plan of `sql` has each of `parts` and, if there is one, not `without`.
+async fn check_plan(sql: &str, parts: &[&str], without: Option<&str>) {
+    let plan = explain(sql).await;
+    for part in parts {
+        assert!(plan.contains(part), "{part} is missing in\n{plan}");
+    }
+    assert!(without.is_none_or(|without| !plan.contains(without)), "{without:?} is in\n{plan}");
+}
+
 #[tokio::test]
 async fn filter_projection_and_limit_run_at_storage() {
-    let plan =
-        explain("select id, length(comment) from orders where day >= date '1994-10-01' and status = 'open' limit 3")
-            .await;
-    insta::assert_snapshot!(plan, @"");
+    let sql = "select id, length(comment) from orders where day >= date '1994-10-01' and status = 'open' limit 3";
+    let filter = "filter=day >= 1994-10-01 AND status = open";
+    let parts =
+        ["segments=3/4", "columns=[id, status, day, comment]", filter, "character_length(comment) as", "limit=3"];
+    check_plan(sql, &parts, Some("ProjectionExec")).await;
 }
 
 #[tokio::test]
 async fn what_is_not_pushed_says_why() {
     let volatile = explain("select id from orders where random() < 2 and id > 80").await;
-    insta::assert_snapshot!(volatile, @"");
-    let wide = explain("select comment, upper(comment), id from orders where id < 3").await;
-    insta::assert_snapshot!(wide, @"");
-    let aggregate = explain("select status, sum(total * 2) from orders where id < 50 group by status").await;
-    insta::assert_snapshot!(aggregate, @"");
-    let subquery = explain("select id from orders where total > (select avg(total) from orders) and id > 3").await;
-    insta::assert_snapshot!(subquery, @"");
+    insta::assert_snapshot!(volatile, @r"
+    FilterExec: random() < 2
+      RepartitionExec: partitioning=RoundRobinBatch(2), input_partitions=1
+        StorageScanExec: table=public.orders, segments=1/4, columns=[id], filter=id > 80, not pushed: filter random() < 2: random gives another value each time
+    ");
+    let wide = "select comment, upper(comment), id from orders where id < 3";
+    let reason = "it would send more bytes than its columns have";
+    check_plan(wide, &["ProjectionExec", "columns=[id, comment]", reason], None).await;
+    let aggregate = "select status, sum(total * 2) from orders where id < 50 group by status";
+    check_plan(aggregate, &["segments=2/4", "not pushed: aggregate: runs on the coordinator"], None).await;
+    let subquery = "select id from orders where total > (select avg(total) from orders) and id > 3";
+    check_plan(subquery, &["filter=id > 3", "it needs the result of a subquery"], None).await;
+    check_plan("select id from orders order by day", &["not pushed: sort: runs on the coordinator"], None).await;
 }
 
 #[tokio::test]
 async fn both_sides_of_a_join_are_cut_down() {
     let sql = "select name, total from orders join customer on buyer = customer.id where status = 'open' and name <> 'customer 1'";
-    insta::assert_snapshot!(explain(sql).await, @"");
+    insta::assert_snapshot!(explain(sql).await, @r"
+    HashJoinExec: mode=CollectLeft, join_type=Inner, on=[(id@0, buyer@0)], projection=[name@1, total@3]
+      CoalescePartitionsExec
+        StorageScanExec: table=public.customer, segments=2/2, columns=[id, name], filter=name != customer 1, not pushed: join: runs on the coordinator
+      StorageScanExec: table=public.orders, segments=4/4, columns=[buyer, status, total], filter=status = open, projection=[buyer, total], not pushed: join: runs on the coordinator
+    ");
 }
 
 #[tokio::test]

@@ -7,7 +7,9 @@ mod segment;
 
 pub use fragment::{decode_fragment, decode_schema, encode_fragment, encode_schema};
 pub use reply::{ScanDecoder, ScanEncoder};
-pub use scan::{decode_header, decode_scan_request, decode_statistics, encode_header, encode_scan_request, encode_statistics};
+pub use scan::{
+    decode_header, decode_scan_request, decode_statistics, encode_header, encode_scan_request, encode_statistics,
+};
 pub use segment::{
     decode_description, decode_node_info, decode_receipt, encode_description, encode_node_info, encode_receipt,
 };

@@ -137,9 +137,11 @@ impl Error {
 
     /// The error that another process sent.
     pub fn from_detail(detail: ErrorDetail) -> Self {
-        let cause = detail.causes.into_iter().rev().fold(None, |source, text| {
-            Some(RemoteCause { text, source: source.map(Box::new) })
-        });
+        let cause = detail
+            .causes
+            .into_iter()
+            .rev()
+            .fold(None, |source, text| Some(RemoteCause { text, source: source.map(Box::new) }));
         Self(Arc::new(Inner {
             code: ErrorCode::from_number(detail.code),
             message: detail.message,
@@ -175,7 +177,9 @@ impl Error {
         };
         let error = Self::new(code, format!("{peer}: {}", status.message()));
         match code {
-            ErrorCode::LimitExceeded => error.hint("raise the message limit of the client, or ask for fewer or narrower rows"),
+            ErrorCode::LimitExceeded => {
+                error.hint("raise the message limit of the client, or ask for fewer or narrower rows")
+            }
             ErrorCode::NodeUnavailable => error.hint(format!("check that {peer} runs and can be reached from here")),
             _ => error,
         }
@@ -328,11 +332,12 @@ impl<T, E: Into<Box<dyn StdError + Send + Sync + 'static>>> ResultExt<T> for std
     fn context(self, code: ErrorCode, message: impl FnOnce() -> String) -> Result<T> {
         self.map_err(|error| {
             let source = error.into();
-            let full = source
-                .downcast_ref::<std::io::Error>()
-                .is_some_and(|io| io.kind() == std::io::ErrorKind::StorageFull);
+            let full =
+                source.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::StorageFull);
             if full {
-                return Error::new(ErrorCode::DiskFull, message()).source(source).hint("free room on the disk and try again");
+                return Error::new(ErrorCode::DiskFull, message())
+                    .source(source)
+                    .hint("free room on the disk and try again");
             }
             Error::new(code, message()).source(source)
         })

@@ -16,6 +16,8 @@ pub(crate) struct CpuPool {
 impl CpuPool {
     pub(crate) fn new(threads: usize) -> Result<Self> {
         let pool = rayon::ThreadPoolBuilder::new()
+            // Expressions are evaluated recursively, and a sent one can have many levels.
+            .stack_size(8 << 20)
             .num_threads(threads.max(1))
             .thread_name(|index| format!("aubade-scan-{index}"))
             .build()

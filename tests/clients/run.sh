@@ -1,5 +1,6 @@
 #!/bin/sh
 # Runs the client tests in a virtual environment of their own: tests/clients/run.sh [pytest arguments]
+# Paths in the arguments are relative to this folder: tests/clients/run.sh test_queries.py -k view
 #
 # AUBADE_BIN    the binary under test (default: ${CARGO_TARGET_DIR:-target}/release/aubade)
 # AUBADE_VENV   where the virtual environment is kept (default: in the user's cache folder)
@@ -15,6 +16,7 @@ if [ ! -x "$AUBADE_BIN" ]; then
     echo "run.sh: no binary at $AUBADE_BIN; build it with 'cargo build --release', or set AUBADE_BIN" >&2
     exit 2
 fi
+AUBADE_BIN=$(realpath "$AUBADE_BIN")
 export AUBADE_BIN
 
 . "$here/venv.sh"
@@ -23,4 +25,5 @@ export PYTHONDONTWRITEBYTECODE=1
 if [ $# -eq 0 ]; then
     set -- -q
 fi
-exec "$venv_python" -m pytest -c "$here/pytest.ini" --rootdir "$here" "$here" "$@"
+cd "$here"
+exec "$venv_python" -m pytest "$@"

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from cluster import READY, Server, binary
+from cluster import Server, binary
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -113,5 +113,7 @@ def test_every_command_of_the_readme_runs(shell):
         assert done.stdout.strip()
 
 
-def test_the_readme_names_no_ready_line_that_is_not_printed():
-    assert READY.search(README), "the README shows what a server prints when it is ready"
+def test_servers_say_that_they_are_ready_as_the_readme_says(cluster):
+    assert "`listening on grpc://127.0.0.1:PORT`" in README
+    for server in cluster.servers():
+        assert f"listening on grpc://{server.address}\n" in server.log_tail()

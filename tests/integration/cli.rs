@@ -202,7 +202,10 @@ fn unsafe_quorums_and_clusters_that_exist_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let cluster = format!("file://{}", dir.path().display());
     let unsafe_triple = ["--copies", "6", "--write-quorum", "3", "--read-quorum", "4"];
-    fails(&[&["cluster", "init", "--cluster", &cluster][..], &unsafe_triple].concat(), &["QUORUM_UNSAFE", "two writers"]);
+    fails(
+        &[&["cluster", "init", "--cluster", &cluster][..], &unsafe_triple].concat(),
+        &["QUORUM_UNSAFE", "two writers"],
+    );
     succeeds(&["cluster", "init", "--cluster", &cluster, "--copies", "1"]);
     fails(&["cluster", "init", "--cluster", &cluster], &["CLUSTER_EXISTS"]);
     fails(&["cluster", "status", "--cluster", "file:///nowhere/at/all"], &["CLUSTER_NOT_FOUND"]);

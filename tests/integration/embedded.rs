@@ -29,7 +29,8 @@ async fn tables_in_a_folder_are_found_again() {
 async fn a_folder_in_use_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let engine = open(folder.path()).await;
-    let error = Engine::open_embedded(Environment::system(), folder.path(), EngineOptions::default()).await.unwrap_err();
+    let error =
+        Engine::open_embedded(Environment::system(), folder.path(), EngineOptions::default()).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::InUse, "{error:?}");
     engine.shutdown().await;
 }
@@ -51,9 +52,10 @@ async fn a_sort_above_the_memory_limit_spills_and_a_join_names_the_limit() {
     load_numbers(&engine, 1_000_000, 4).await;
     let sql = "SELECT count(*) FROM (SELECT text, row_number() OVER (ORDER BY text, n) AS r FROM numbers) WHERE r > 0";
     assert_eq!(number(&engine, sql).await, 1_000_000);
-    let error = run(&engine, "SELECT a.text, array_agg(b.text) FROM numbers a JOIN numbers b ON a.n % 3 = b.n % 3 GROUP BY 1")
-        .await
-        .unwrap_err();
+    let error =
+        run(&engine, "SELECT a.text, array_agg(b.text) FROM numbers a JOIN numbers b ON a.n % 3 = b.n % 3 GROUP BY 1")
+            .await
+            .unwrap_err();
     assert_eq!(error.code(), ErrorCode::OutOfMemory, "{error:?}");
     assert!(error.hint_text().unwrap().contains("--memory-limit"), "{error:?}");
     engine.shutdown().await;

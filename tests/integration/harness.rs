@@ -91,7 +91,8 @@ impl TestCluster {
     /// Replaces the coordinator, as after a crash of the old one.
     pub async fn restart_engine(&mut self) {
         let options = EngineOptions::default();
-        self.engine = Engine::open_with_store(self.environment.clone(), Arc::clone(&self.store), options).await.unwrap();
+        self.engine =
+            Engine::open_with_store(self.environment.clone(), Arc::clone(&self.store), options).await.unwrap();
     }
 
     /// Waits until `condition` holds of the cluster's status; fails the test after 30 s.

@@ -71,8 +71,8 @@ pub fn compare(query: &Query, expected: &[RecordBatch], actual: &[RecordBatch]) 
     while start < count {
         let end = tie_end(&expected, start, query.order_columns);
         if !(cut && end == count) {
-            expected[start..end].sort_by(compare_rows);
-            actual[start..end].sort_by(compare_rows);
+            expected[start..end].sort_by(|a, b| compare_rows(a, b));
+            actual[start..end].sort_by(|a, b| compare_rows(a, b));
             for row in start..end {
                 compare_cells(&names, row, &all, &expected[row], &actual[row])?;
             }
@@ -233,7 +233,7 @@ impl fmt::Display for Cell {
 }
 
 /// Exact columns first, so that floats which differ by rounding do not change which rows are paired.
-fn compare_rows(a: &Vec<Cell>, b: &Vec<Cell>) -> Ordering {
+fn compare_rows(a: &[Cell], b: &[Cell]) -> Ordering {
     let is_float = |pair: &(&Cell, &Cell)| matches!(pair, (Cell::Float(_), Cell::Float(_)));
     let pairs = || a.iter().zip(b.iter());
     let exact = pairs().filter(|pair| !is_float(pair)).map(|(a, b)| a.order(b));

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use aubade_proto::{Error, ErrorCode, Result};
-use datafusion::catalog::{DynamicFileCatalog, TableProvider, UrlTableFactory};
+use datafusion::catalog::{CatalogProvider, CatalogProviderList, SchemaProvider, TableProvider};
 use datafusion::datasource::listing::{ListingTable, ListingTableConfig, ListingTableConfigExt, ListingTableUrl};
 use datafusion::error::DataFusionError;
 use datafusion::execution::SessionState;
+use datafusion::logical_expr::TableType;
 
 use super::FileAccess;
 
@@ -19,11 +20,11 @@ const FILE_ENDINGS: [&str; 10] =
 /// Lets the names of `state` that no table has be paths.
 pub(crate) fn with_url_tables(state: &mut SessionState, template: Arc<SessionState>, access: FileAccess) {
     let tables = Arc::new(UrlTables { template, access });
-    state.register_catalog_list(Arc::new(DynamicFileCatalog::new(Arc::clone(state.catalog_list()), tables)));
+    state.register_catalog_list(Arc::new(UrlCatalogs { inner: Arc::clone(state.catalog_list()), tables }));
 }
 
 struct UrlTables {
-    /// Settings and runtime. Not the state that holds this factory, which would never be freed.
+    /// Settings and runtime. Not the state that holds these tables, which would never be freed.
     template: Arc<SessionState>,
     access: FileAccess,
 }
@@ -34,20 +35,87 @@ impl fmt::Debug for UrlTables {
     }
 }
 
+/// Catalogs whose schemas know paths as well. DataFusion's `DynamicFileCatalog` does the same, but
+/// plans every view to tell the type of a table.
+#[derive(Debug)]
+struct UrlCatalogs {
+    inner: Arc<dyn CatalogProviderList>,
+    tables: Arc<UrlTables>,
+}
+
+impl CatalogProviderList for UrlCatalogs {
+    fn register_catalog(&self, name: String, catalog: Arc<dyn CatalogProvider>) -> Option<Arc<dyn CatalogProvider>> {
+        self.inner.register_catalog(name, catalog)
+    }
+
+    fn catalog_names(&self) -> Vec<String> {
+        self.inner.catalog_names()
+    }
+
+    fn catalog(&self, name: &str) -> Option<Arc<dyn CatalogProvider>> {
+        let inner = self.inner.catalog(name)?;
+        Some(Arc::new(UrlCatalog { inner, tables: Arc::clone(&self.tables) }))
+    }
+}
+
+#[derive(Debug)]
+struct UrlCatalog {
+    inner: Arc<dyn CatalogProvider>,
+    tables: Arc<UrlTables>,
+}
+
+impl CatalogProvider for UrlCatalog {
+    fn schema_names(&self) -> Vec<String> {
+        self.inner.schema_names()
+    }
+
+    fn schema(&self, name: &str) -> Option<Arc<dyn SchemaProvider>> {
+        let inner = self.inner.schema(name)?;
+        Some(Arc::new(UrlSchema { inner, tables: Arc::clone(&self.tables) }))
+    }
+}
+
+#[derive(Debug)]
+struct UrlSchema {
+    inner: Arc<dyn SchemaProvider>,
+    tables: Arc<UrlTables>,
+}
+
 #[async_trait]
-impl UrlTableFactory for UrlTables {
-    async fn try_new(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, DataFusionError> {
-        if !is_path(name) {
-            return Ok(None);
+impl SchemaProvider for UrlSchema {
+    fn owner_name(&self) -> Option<&str> {
+        self.inner.owner_name()
+    }
+
+    fn table_names(&self) -> Vec<String> {
+        self.inner.table_names()
+    }
+
+    async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, DataFusionError> {
+        match self.inner.table(name).await? {
+            Some(table) => Ok(Some(table)),
+            None if is_path(name) => self.tables.open(name).await.map(Some),
+            None => Ok(None),
         }
-        self.access.check(name)?;
-        let table = self.open(name).await.map_err(|error| unreadable(name, error))?;
-        Ok(Some(Arc::new(table)))
+    }
+
+    async fn table_type(&self, name: &str) -> Result<Option<TableType>, DataFusionError> {
+        self.inner.table_type(name).await
+    }
+
+    fn table_exist(&self, name: &str) -> bool {
+        self.inner.table_exist(name)
     }
 }
 
 impl UrlTables {
-    async fn open(&self, name: &str) -> Result<ListingTable, DataFusionError> {
+    async fn open(&self, name: &str) -> Result<Arc<dyn TableProvider>, DataFusionError> {
+        self.access.check(name)?;
+        let table = self.read(name).await.map_err(|error| unreadable(name, error))?;
+        Ok(Arc::new(table))
+    }
+
+    async fn read(&self, name: &str) -> Result<ListingTable, DataFusionError> {
         let state = self.template.as_ref();
         let config = ListingTableConfig::new(ListingTableUrl::parse(name)?).infer_options(state).await?;
         let config = config.infer_partitions_from_path(state).await?.infer_schema(state).await?;
@@ -55,7 +123,8 @@ impl UrlTables {
     }
 }
 
-fn is_path(name: &str) -> bool {
+/// Whether a name in FROM that no table has is taken for a path.
+pub(crate) fn is_path(name: &str) -> bool {
     let lower = name.to_ascii_lowercase();
     name.contains('/') || name.contains('\\') || FILE_ENDINGS.iter().any(|ending| lower.ends_with(ending))
 }

@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
 use aubade_environment::Environment;
 use aubade_proto::{Error, ErrorCode, Result};
 use bytes::Bytes;
@@ -32,6 +33,25 @@ pub(super) struct Runnable {
     pub(super) parameters: Option<RecordBatch>,
     /// Ends its runs from another call.
     pub(super) cancel: CancellationToken,
+}
+
+impl Runnable {
+    /// The columns of its result, where they are certain: bound parameters of other types than the
+    /// statement would choose by itself can change them, and clients compare what they are told with
+    /// what they get.
+    pub(super) fn certain_schema(&self) -> Option<&SchemaRef> {
+        if !self.prepared.is_query {
+            // Where the schema is told, ADBC's driver returns from `execute` before it calls DoGet,
+            // and the next statement would not see the table that this one makes.
+            return None;
+        }
+        let wanted = self.prepared.parameters.fields();
+        let certain = self.parameters.as_ref().is_none_or(|bound| {
+            let bound = bound.schema();
+            wanted.iter().zip(bound.fields()).all(|(wanted, bound)| wanted.data_type() == bound.data_type())
+        });
+        certain.then_some(&self.prepared.schema)
+    }
 }
 
 /// A prepared statement with the parameters that were bound last.

@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn schemas_are_filtered_by_pattern_and_catalog() {
-        let quorum = Quorum::new(1, 1, 1).unwrap();
+        let quorum = Quorum::try_new(1, 1, 1).unwrap();
         let mut snapshot = Snapshot::empty(ClusterId(uuid::Uuid::nil()), quorum);
         snapshot.schemas.insert("sales".to_owned());
         let list = |catalog: Option<&str>, pattern: Option<&str>| {

@@ -33,11 +33,12 @@ pub(super) async fn start(runnable: &Runnable, caller: &Caller) -> Result<Runnin
     let Some(parameters) = several.cloned() else {
         return begin(runnable, runnable.parameters.clone(), options(caller)).await.map(|output| Running {
             query_id: output.query_id,
-            schema: output.schema,
+            schema: told_schema(runnable, output.schema),
             stream: output.stream,
         });
     };
     let first = begin(runnable, Some(parameters.slice(0, 1)), options(caller)).await?;
+    let schema = told_schema(runnable, first.schema);
     let (runnable, options) = (runnable.clone(), options(caller));
     let rest = stream::iter(1..parameters.num_rows()).then(move |row| {
         let (runnable, parameters) = (runnable.clone(), parameters.slice(row, 1));
@@ -49,8 +50,8 @@ pub(super) async fn start(runnable: &Runnable, caller: &Caller) -> Result<Runnin
     let all = first.stream.chain(rest.try_flatten());
     Ok(Running {
         query_id: first.query_id,
-        schema: first.schema.clone(),
-        stream: Box::pin(RecordBatchStreamAdapter::new(first.schema, all)),
+        schema: SchemaRef::clone(&schema),
+        stream: Box::pin(RecordBatchStreamAdapter::new(schema, all)),
     })
 }
 
@@ -81,6 +82,14 @@ async fn begin(runnable: &Runnable, parameters: Option<RecordBatch>, options: Ex
         () = runnable.cancel.cancelled() => Err(cancelled()),
         output = runnable.session.execute_with(&runnable.prepared.sql, parameters, options) => output,
     }
+}
+
+/// The schema that the client was told, if the result has its types: the physical plan may judge
+/// otherwise what can be null, and clients compare what they were told with what they get.
+fn told_schema(runnable: &Runnable, actual: SchemaRef) -> SchemaRef {
+    let told = &runnable.prepared.schema;
+    let types = |schema: &SchemaRef| schema.fields().iter().map(|field| field.data_type().clone()).collect::<Vec<_>>();
+    if types(told) == types(&actual) { SchemaRef::clone(told) } else { actual }
 }
 
 fn options(caller: &Caller) -> ExecuteOptions {

@@ -90,9 +90,9 @@ impl Service {
 
     /// The answer to GetFlightInfo for a statement that is bound: one endpoint, here.
     fn statement_info(&self, runnable: Runnable, descriptor: FlightDescriptor) -> Result<Response<FlightInfo>, Status> {
-        let schema = Arc::clone(&runnable.prepared.schema);
+        let schema = runnable.certain_schema().map(|schema| schema_bytes(schema)).transpose()?.unwrap_or_default();
         let command = TicketStatementQuery { statement_handle: self.handles.issue(runnable) };
-        info(&schema, &command, descriptor)
+        Ok(flight_info(schema, &command, descriptor))
     }
 
     async fn prepare(&self, sql: &str, caller: &Caller) -> Result<Runnable> {
@@ -162,13 +162,18 @@ fn info(
     command: &impl ProstMessageExt,
     descriptor: FlightDescriptor,
 ) -> Result<Response<FlightInfo>, Status> {
+    Ok(flight_info(schema_bytes(schema)?, command, descriptor))
+}
+
+/// An info with one endpoint, here. An empty schema is one that is not known before the result.
+fn flight_info(schema: Bytes, command: &impl ProstMessageExt, descriptor: FlightDescriptor) -> Response<FlightInfo> {
     let ticket = Ticket::new(command.as_any().encode_to_vec());
     let mut info = FlightInfo::new()
         .with_endpoint(FlightEndpoint::new().with_ticket(ticket))
         .with_descriptor(descriptor)
         .with_ordered(true);
-    info.schema = schema_bytes(schema)?;
-    Ok(Response::new(info))
+    info.schema = schema;
+    Response::new(info)
 }
 
 /// The rows that a client is told were changed; -1 means unknown.

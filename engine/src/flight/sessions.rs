@@ -64,27 +64,30 @@ impl Sessions {
             }
             return Ok((open, false));
         }
-        let made = Arc::new(OpenSession {
-            session: self.engine.session(),
-            named: AtomicBool::new(matches!(key, SessionKey::Named(_))),
-        });
-        let open = match key {
+        let (made, open) = match key {
             SessionKey::Cookie(name) => {
-                return Err(Error::new(
-                    ErrorCode::HandleNotFound,
-                    format!("session '{name}' does not exist or has expired"),
-                )
-                .hint("connect again, and make its settings again"));
+                let message = format!("session '{name}' does not exist or has expired");
+                return Err(
+                    Error::new(ErrorCode::HandleNotFound, message).hint("connect again, and make its settings again")
+                );
             }
-            SessionKey::Named(name) => self.by_name.get_or_insert(name.clone(), Arc::clone(&made)),
+            SessionKey::Named(name) => {
+                let made = self.open(true);
+                (Arc::clone(&made), self.by_name.get_or_insert(name.clone(), made))
+            }
             SessionKey::Connection(connection) => {
+                let made = self.open(false);
                 let open = self.by_connection.get_or_insert(*connection, Arc::clone(&made));
                 self.by_name.get_or_insert(open.session.id().to_string(), Arc::clone(&open));
-                open
+                (made, open)
             }
         };
         let new = Arc::ptr_eq(&open, &made);
         Ok((open, new))
+    }
+
+    fn open(&self, named: bool) -> Arc<OpenSession> {
+        Arc::new(OpenSession { session: self.engine.session(), named: AtomicBool::new(named) })
     }
 
     /// Ends the session that `key` names; whether there was one.

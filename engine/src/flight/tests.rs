@@ -216,6 +216,21 @@ async fn a_prepared_query_runs_for_every_row_of_parameters() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parameters_that_change_the_result_type_leave_the_schema_open() {
+    let (server, mut client) = server_and_client().await;
+    let mut prepared = client.prepare("SELECT $1 AS same".to_owned(), None).await.unwrap();
+    for values in [Arc::new(Int64Array::from(vec![1])) as ArrayRef, Arc::new(StringArray::from(vec!["x"]))] {
+        let data_type = values.data_type().clone();
+        prepared.set_parameters(RecordBatch::try_from_iter([("$1", values)]).unwrap()).unwrap();
+        let info = prepared.execute().await.unwrap();
+        assert!(info.schema.is_empty());
+        let batches: Vec<RecordBatch> = client.do_get(ticket(&info)).await.unwrap().try_collect().await.unwrap();
+        assert_eq!(batches[0].schema().field(0).data_type(), &data_type);
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_prepared_insert_writes_every_row_of_parameters() {
     let (server, mut client) = server_and_client().await;
     query(&mut client, "CREATE TABLE t (a BIGINT, b TEXT)").await.unwrap();

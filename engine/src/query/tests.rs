@@ -1,8 +1,8 @@
 //! The log, the stream and the supervision of tasks.
 
-use aubade_proto::ErrorCode;
 use arrow::datatypes::{DataType, Field, Schema};
 use arrow::record_batch::RecordBatch;
+use aubade_proto::ErrorCode;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::{StreamExt, TryStreamExt};
 use tokio::runtime::Handle;
@@ -61,15 +61,20 @@ fn a_record_survives_json() {
     assert_eq!(serde_json::from_str::<QueryRecord>(&text).unwrap(), record);
 }
 
+async fn broken() -> aubade_proto::Result<()> {
+    panic!("broken rule {}", 7)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panic_becomes_an_error() {
-    let error = run_on(&Handle::current(), async { panic!("broken rule {}", 7) as aubade_proto::Result<()> }).await.unwrap_err();
+    let error = run_on(&Handle::current(), broken()).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::Internal);
     assert!(error.message().contains("broken rule 7"));
     let log = QueryLog::default();
     let run = begin(&log, "x");
     let batch = empty_batch();
-    let panicking = futures::stream::iter(0..2).map(move |step| if step == 0 { Ok(empty_batch()) } else { panic!("in the stream") });
+    let panicking = futures::stream::iter(0..2)
+        .map(move |step| if step == 0 { Ok(empty_batch()) } else { panic!("in the stream") });
     let source = Box::pin(RecordBatchStreamAdapter::new(batch.schema(), panicking));
     let mut stream = query_stream(&Handle::current(), source, Arc::clone(&run));
     assert!(stream.try_next().await.unwrap().is_some());

@@ -118,4 +118,3 @@ fn stored_schema(schema: &SchemaRef) -> Result<SchemaRef> {
     check_storable(&schema)?;
     Ok(schema)
 }
-

@@ -81,8 +81,11 @@ impl Parameters {
             return Ok(plan);
         }
         if self.rows.as_ref().is_some_and(|rows| rows.num_rows() > 1) {
-            return Err(Error::new(ErrorCode::NotSupported, "several rows of parameters go with INSERT ... VALUES only")
-                .hint("run the statement once for each row"));
+            return Err(Error::new(
+                ErrorCode::NotSupported,
+                "several rows of parameters go with INSERT ... VALUES only",
+            )
+            .hint("run the statement once for each row"));
         }
         plan.with_param_values(self.first_row(&left)?).map_err(Error::from_datafusion)
     }
@@ -114,6 +117,8 @@ impl Parameters {
             LogicalPlan::Values(values) if values.values.iter().flatten().any(has_parameter) => {
                 self.values_plan(&values).map(Transformed::yes)
             }
+            // Whether a column can be null is told by what is below it, which may be new.
+            node @ LogicalPlan::Projection(_) => node.recompute_schema().map(Transformed::yes),
             node => Ok(Transformed::no(node)),
         })?;
         Ok(bound.data)

@@ -43,7 +43,10 @@ impl Conform {
             let place = find(target, field.name()).ok_or_else(|| unknown_column(field.name(), target))?;
             let (Some(slot), Some(wanted)) = (sources.get_mut(place), target.fields().get(place)) else { continue };
             if slot.replace(index).is_some() {
-                return Err(Error::new(ErrorCode::InvalidArgument, format!("column '{}' is there twice", field.name())));
+                return Err(Error::new(
+                    ErrorCode::InvalidArgument,
+                    format!("column '{}' is there twice", field.name()),
+                ));
             }
             check_castable(field, wanted)?;
         }
@@ -144,7 +147,8 @@ pub(crate) fn check_storable(schema: &Schema) -> Result<()> {
             _ => ArrowSchemaConverter::new().convert(&alone).err().map(Some),
         };
         if let Some(cause) = refused {
-            let text = format!("column '{}' has type {}, which tables cannot hold yet", field.name(), field.data_type());
+            let text =
+                format!("column '{}' has type {}, which tables cannot hold yet", field.name(), field.data_type());
             let error = Error::new(ErrorCode::NotSupported, text).hint("convert it with CAST to a type that they can");
             return Err(match cause {
                 Some(cause) => error.source(cause),

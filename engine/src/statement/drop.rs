@@ -17,7 +17,7 @@ use crate::session::QueryOutput;
 pub(super) struct What {
     pub(super) object_type: ObjectType,
     pub(super) if_exists: bool,
-    /// Drops the views that read what is dropped, too. Without it they stay, and fail when they are read.
+    /// Drops the views that read what is dropped, too. Without it such views are in the way.
     pub(super) cascade: bool,
 }
 
@@ -30,6 +30,7 @@ pub(super) async fn run(context: &StatementContext, what: &What, names: Vec<Obje
             ref other => return Err(unsupported::error(&format!("DROP {other}"))),
         }
     }
+    dropped.check_readers(context)?;
     let actions = dropped.actions();
     if !actions.is_empty() {
         context.engine().commit(actions).await?;
@@ -40,6 +41,7 @@ pub(super) async fn run(context: &StatementContext, what: &What, names: Vec<Obje
 /// What goes, once each.
 #[derive(Default)]
 struct Dropped {
+    names: BTreeSet<RelationName>,
     relations: BTreeSet<RelationId>,
     schemas: BTreeSet<String>,
 }
@@ -48,6 +50,18 @@ impl Dropped {
     fn actions(self) -> Vec<Action> {
         let relations = self.relations.into_iter().map(Action::DropRelation);
         relations.chain(self.schemas.into_iter().map(Action::DropSchema)).collect()
+    }
+
+    /// Views would be left that cannot be read, and with them `information_schema.columns`.
+    fn check_readers(&self, context: &StatementContext) -> Result<()> {
+        for name in &self.names {
+            let left = readers_of(context.snapshot(), name).find(|(_, id)| !self.relations.contains(id));
+            if let Some((view, _)) = left {
+                return Err(Error::new(ErrorCode::InvalidArgument, format!("view '{view}' reads '{name}'"))
+                    .hint("drop the view first, or use CASCADE"));
+            }
+        }
+        Ok(())
     }
 
     fn with_readers(&mut self, context: &StatementContext, name: &RelationName) {
@@ -62,7 +76,8 @@ fn relation(context: &StatementContext, what: &What, name: ObjectName, dropped: 
     };
     let is_view = matches!(relation, Relation::View { .. });
     if is_view != (what.object_type == ObjectType::View) {
-        let text = format!("'{name}' is a {} and not a {}", kind(relation), what.object_type.to_string().to_lowercase());
+        let text =
+            format!("'{name}' is a {} and not a {}", kind(relation), what.object_type.to_string().to_lowercase());
         let right = if is_view { "VIEW" } else { "TABLE" };
         return Err(Error::new(ErrorCode::InvalidArgument, text).hint(format!("use DROP {right}")));
     }
@@ -70,6 +85,7 @@ fn relation(context: &StatementContext, what: &What, name: ObjectName, dropped: 
     if what.cascade {
         dropped.with_readers(context, &name);
     }
+    dropped.names.insert(name);
     Ok(())
 }
 
@@ -87,7 +103,9 @@ fn schema(context: &StatementContext, what: &What, name: ObjectName, dropped: &m
     let inside: Vec<(&RelationName, RelationId)> = inside.map(|(name, relation)| (name, relation.id())).collect();
     if !inside.is_empty() && !what.cascade {
         let text = format!("schema '{name}' has {} tables and views in it", inside.len());
-        return Err(Error::new(ErrorCode::InvalidArgument, text).hint("drop them first, or use DROP SCHEMA ... CASCADE"));
+        return Err(
+            Error::new(ErrorCode::InvalidArgument, text).hint("drop them first, or use DROP SCHEMA ... CASCADE")
+        );
     }
     for (relation, id) in inside {
         dropped.relations.insert(id);

@@ -20,7 +20,10 @@ pub(super) async fn create(context: &StatementContext, create: CreateExternalTab
     }
     if create.unbounded || create.temporary {
         let clause = if create.unbounded { "UNBOUNDED" } else { "TEMPORARY" };
-        return Err(Error::new(ErrorCode::NotSupported, format!("{clause} in CREATE EXTERNAL TABLE is not supported yet")));
+        return Err(Error::new(
+            ErrorCode::NotSupported,
+            format!("{clause} in CREATE EXTERNAL TABLE is not supported yet"),
+        ));
     }
     let if_taken = IfTaken { or_replace: create.or_replace, if_not_exists: create.if_not_exists };
     let name = context.relation_name(create.name.clone())?;
@@ -55,7 +58,9 @@ async fn open(context: &StatementContext, create: CreateExternalTable) -> Result
     let table = factory.create(context.state(), &command).await.map_err(|error| {
         let cause = Error::from_datafusion(error);
         match cause.code() {
-            ErrorCode::PermissionDenied | ErrorCode::InvalidArgument | ErrorCode::NotSupported | ErrorCode::SqlPlan => cause,
+            ErrorCode::PermissionDenied | ErrorCode::InvalidArgument | ErrorCode::NotSupported | ErrorCode::SqlPlan => {
+                cause
+            }
             _ => Error::new(ErrorCode::FileUnreadable, format!("the files at {locations} cannot be read"))
                 .hint("check the path and that the files are whole")
                 .source(cause),

@@ -27,7 +27,7 @@ pub(super) async fn prepare(context: &StatementContext, ast: SqlAst) -> Result<Q
     if !matches!(statement.as_ref(), SqlAst::Query(_) | SqlAst::Insert(_)) {
         return Err(unsupported::error("PREPARE of anything but a query or INSERT").hint("run the statement itself"));
     }
-    let (name, typed) = (key(context, name), data_types.len());
+    let (name, typed) = (key(name), data_types.len());
     let plan = plan_prepared(context, &ast).await?;
     let used = plan.input.get_parameter_names().map_err(Error::from_datafusion)?.len();
     if typed > 0 && typed != used {
@@ -40,8 +40,11 @@ pub(super) async fn prepare(context: &StatementContext, ast: SqlAst) -> Result<Q
             .hint(format!("use DEALLOCATE {name} first, or another name")));
     }
     if named.len() >= NAMED_STATEMENTS_MAX {
-        return Err(Error::new(ErrorCode::LimitExceeded, format!("the session has {NAMED_STATEMENTS_MAX} prepared statements"))
-            .hint("free some with DEALLOCATE"));
+        return Err(Error::new(
+            ErrorCode::LimitExceeded,
+            format!("the session has {NAMED_STATEMENTS_MAX} prepared statements"),
+        )
+        .hint("free some with DEALLOCATE"));
     }
     named.insert(name, NamedStatement(Arc::new(ast)));
     drop(named);
@@ -49,7 +52,7 @@ pub(super) async fn prepare(context: &StatementContext, ast: SqlAst) -> Result<Q
 }
 
 pub(super) fn deallocate(context: &StatementContext, name: &Ident) -> Result<QueryOutput> {
-    let name = key(context, name);
+    let name = key(name);
     if context.session().named().lock().remove(&name).is_none() {
         return Err(unknown(context, &name));
     }
@@ -68,7 +71,11 @@ pub(super) async fn execute(context: &StatementContext, ast: SqlAst) -> Result<L
     let mut values = execute.parameters.into_iter().map(|value| literal(context, value)).collect::<Result<Vec<_>>>()?;
     let wanted = prepared.input.get_parameter_names().map_err(Error::from_datafusion)?.len();
     if values.len() != wanted {
-        let text = format!("prepared statement '{}' has {wanted} parameters and {} values are given", execute.name, values.len());
+        let text = format!(
+            "prepared statement '{}' has {wanted} parameters and {} values are given",
+            execute.name,
+            values.len()
+        );
         return Err(Error::new(ErrorCode::InvalidArgument, text));
     }
     if prepared.fields.len() == values.len() {
@@ -86,18 +93,19 @@ async fn plan_prepared(context: &StatementContext, ast: &SqlAst) -> Result<Prepa
     }
 }
 
-/// The name as stored: EXECUTE has it from DataFusion, which does not fold case here.
-fn key(_context: &StatementContext, name: &Ident) -> String {
+/// The name as DataFusion gives it for EXECUTE.
+fn key(name: &Ident) -> String {
     match name.quote_style {
         Some(_) => name.value.clone(),
-        None => name.to_string(),
+        None => name.value.to_ascii_lowercase(),
     }
 }
 
 fn unknown(context: &StatementContext, name: &str) -> Error {
     let named = context.session().named().lock();
     let nearest = named.keys().map(|known| (strsim::damerau_levenshtein(known, name), known)).min();
-    let error = Error::new(ErrorCode::HandleNotFound, format!("there is no prepared statement '{name}' in this session"));
+    let error =
+        Error::new(ErrorCode::HandleNotFound, format!("there is no prepared statement '{name}' in this session"));
     match nearest {
         Some((distance, known)) if distance <= 2 => error.hint(format!("did you mean '{known}'?")),
         _ => error.hint("make it with PREPARE; each session has its own"),

@@ -38,7 +38,9 @@ pub(super) fn schema_name(context: &StatementContext, name: ObjectName) -> Resul
             check_catalog(&catalog)?;
             Ok(table.to_string())
         }
-        TableReference::Full { .. } => Err(Error::new(ErrorCode::SqlSyntax, "the name of a schema has at most two parts")),
+        TableReference::Full { .. } => {
+            Err(Error::new(ErrorCode::SqlSyntax, "the name of a schema has at most two parts"))
+        }
     }
 }
 

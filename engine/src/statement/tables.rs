@@ -5,10 +5,10 @@ use std::sync::Arc;
 use arrow::datatypes::{Field, Schema, SchemaRef};
 use aubade_catalog::{Action, RelationDefinition, RelationKind, RelationName};
 use aubade_proto::{Error, ErrorCode, RelationId, Result};
-use datafusion::logical_expr::{CreateMemoryTable, DdlStatement, LogicalPlan};
+use datafusion::logical_expr::{DdlStatement, LogicalPlan};
 use datafusion::physical_plan::execute_stream;
 use datafusion::sql::parser::Statement as Ast;
-use datafusion::sql::sqlparser::ast::{ColumnOption, CreateTable, Statement as SqlAst};
+use datafusion::sql::sqlparser::ast::{ColumnOption, CreateTable, Statement as SqlAst, TableConstraint};
 
 use super::StatementContext;
 use super::conform::{Conform, check_storable, conform_stream};
@@ -20,13 +20,13 @@ pub(super) async fn create(
     create: CreateTable,
     parameters: &Parameters,
 ) -> Result<QueryOutput> {
+    check_constraints(&create)?;
     let declared = Declared::of(&create);
     let ast = Ast::Statement(Box::new(SqlAst::CreateTable(create)));
     let plan = parameters.bind(context.plan(ast).await?)?;
     let LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(command)) = plan else {
         return Err(Error::internal("CREATE TABLE is planned as something else"));
     };
-    check_clauses(&command)?;
     let if_taken = IfTaken { or_replace: command.or_replace, if_not_exists: command.if_not_exists };
     let name = context.resolve(command.name)?;
     let mut actions = Vec::new();
@@ -99,18 +99,30 @@ impl Declared {
     }
 }
 
-fn check_clauses(command: &CreateMemoryTable) -> Result<()> {
-    let refused = |what: &str, hint: &str| {
-        Err(Error::new(ErrorCode::NotSupported, format!("{what} in CREATE TABLE is not supported yet")).hint(hint))
-    };
-    if command.temporary {
-        return refused("TEMPORARY", "make the table in a schema of its own and drop it afterwards");
+/// Refuses what nothing would enforce or carry out.
+fn check_constraints(create: &CreateTable) -> Result<()> {
+    const NOT_ENFORCED: &str = "nothing would enforce it: leave it out; NOT NULL is enforced";
+    let on_columns = create.columns.iter().flat_map(|column| &column.options).find_map(|option| match option.option {
+        ColumnOption::PrimaryKey(_) => Some(("PRIMARY KEY", NOT_ENFORCED)),
+        ColumnOption::Unique(_) => Some(("UNIQUE", NOT_ENFORCED)),
+        ColumnOption::ForeignKey(_) => Some(("REFERENCES", NOT_ENFORCED)),
+        ColumnOption::Check(_) => Some(("CHECK", NOT_ENFORCED)),
+        ColumnOption::Default(_) => Some(("DEFAULT", "give the value in every INSERT")),
+        _ => None,
+    });
+    let on_table = create.constraints.first().map(|constraint| match constraint {
+        TableConstraint::PrimaryKey(_) => ("PRIMARY KEY", NOT_ENFORCED),
+        TableConstraint::Unique(_) => ("UNIQUE", NOT_ENFORCED),
+        TableConstraint::ForeignKey(_) => ("FOREIGN KEY", NOT_ENFORCED),
+        TableConstraint::Check(_) => ("CHECK", NOT_ENFORCED),
+        _ => ("a constraint of this kind", NOT_ENFORCED),
+    });
+    let temporary =
+        create.temporary.then_some(("TEMPORARY", "make the table in a schema of its own and drop it afterwards"));
+    match on_columns.or(on_table).or(temporary) {
+        None => Ok(()),
+        Some((what, hint)) => {
+            Err(Error::new(ErrorCode::NotSupported, format!("{what} in CREATE TABLE is not supported yet")).hint(hint))
+        }
     }
-    if command.constraints.iter().next().is_some() {
-        return refused("PRIMARY KEY or UNIQUE", "nothing would enforce it: leave it out; NOT NULL is enforced");
-    }
-    if !command.column_defaults.is_empty() {
-        return refused("DEFAULT", "give the value in every INSERT");
-    }
-    Ok(())
 }

@@ -75,7 +75,8 @@ impl Database {
     /// Relations and segments: what a failed statement must leave as they were.
     pub(crate) async fn fingerprint(&self) -> String {
         let snapshot = self.engine.snapshot().await.unwrap();
-        let relations: Vec<_> = snapshot.relations.iter().map(|(name, relation)| (name.to_string(), relation.id())).collect();
+        let relations: Vec<_> =
+            snapshot.relations.iter().map(|(name, relation)| (name.to_string(), relation.id())).collect();
         let header = self.engine.cluster().header(snapshot.version, Duration::from_secs(10));
         for member in self.engine.cluster().members() {
             let (stored, _) = member.client.list_segments(&header, None, 1_000).await.unwrap();

@@ -17,6 +17,7 @@ use datafusion::sql::sqlparser::ast::{
 use super::conform::check_storable;
 use super::names::{IfTaken, Name};
 use super::{StatementContext, parse};
+use crate::file_policy::is_path;
 use crate::session::QueryOutput;
 
 pub(super) async fn create(context: &StatementContext, mut view: CreateView) -> Result<QueryOutput> {
@@ -110,16 +111,26 @@ async fn check(context: &StatementContext, view: CreateView, sql: &str, name: &R
         let text = format!("the query of view '{name}' cannot be stored: its text reads back as another query");
         return Err(Error::new(ErrorCode::NotSupported, text).hint("write the query in a simpler way"));
     }
-    if reads(context.snapshot(), sql).contains(name) || readers_of(context.snapshot(), name).any(|(view, _)| {
-        reads(context.snapshot(), sql).contains(&view)
-    }) {
-        return Err(Error::new(ErrorCode::InvalidArgument, format!("view '{name}' would read itself")));
+    check_reads(context.snapshot(), &reads(sql), name)
+}
+
+fn check_reads(snapshot: &Snapshot, read: &BTreeSet<RelationName>, view: &RelationName) -> Result<()> {
+    if read.contains(view) || readers_of(snapshot, view).any(|(reader, _)| read.contains(&reader)) {
+        return Err(Error::new(ErrorCode::InvalidArgument, format!("view '{view}' would read itself")));
     }
-    Ok(())
+    let path = read.iter().find(|name| !snapshot.relations.contains_key(*name) && is_path(&name.name));
+    match path {
+        None => Ok(()),
+        Some(path) => {
+            let text = format!("view '{view}' reads the file '{}', which a view cannot do yet", path.name);
+            Err(Error::new(ErrorCode::NotSupported, text)
+                .hint("make a table of the file with CREATE EXTERNAL TABLE first"))
+        }
+    }
 }
 
 /// The relations that the stored text of a view names, without those behind other views.
-fn reads(_snapshot: &Snapshot, sql: &str) -> BTreeSet<RelationName> {
+fn reads(sql: &str) -> BTreeSet<RelationName> {
     let Ok(mut statements) = DFParser::parse_sql(sql) else { return BTreeSet::new() };
     let Some(statement) = statements.pop_front() else { return BTreeSet::new() };
     let Ok((tables, _)) = resolve_table_references(&statement, true) else { return BTreeSet::new() };
@@ -139,7 +150,7 @@ pub(super) fn readers_of(
         .relations
         .iter()
         .filter_map(|(name, relation)| match relation {
-            Relation::View { id, sql } => Some((name, (*id, reads(snapshot, sql)))),
+            Relation::View { id, sql } => Some((name, (*id, reads(sql)))),
             Relation::Table(_) | Relation::External { .. } => None,
         })
         .collect();

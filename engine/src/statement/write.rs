@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::UInt64Type;
 use aubade_proto::{Error, ErrorCode, Result};
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::logical_expr::dml::InsertOp;
 use datafusion::logical_expr::{LogicalPlan, WriteOp};
 use datafusion::physical_plan::collect;
@@ -29,14 +30,31 @@ pub(super) async fn run(context: &StatementContext, plan: LogicalPlan) -> Result
 fn check(context: &StatementContext, plan: &LogicalPlan) -> Result<()> {
     match plan {
         LogicalPlan::Copy(copy) => context.engine().options().file_access.check(&copy.output_url),
-        LogicalPlan::Dml(dml) => match &dml.op {
-            WriteOp::Insert(InsertOp::Append) => Ok(()),
-            other => {
-                Err(unsupported::error(&other.name().to_uppercase()).hint("use CREATE OR REPLACE TABLE t AS SELECT ..."))
+        LogicalPlan::Dml(dml) => {
+            match &dml.op {
+                WriteOp::Insert(InsertOp::Append) => Ok(()),
+                other => Err(unsupported::error(&other.name().to_uppercase())
+                    .hint("use CREATE OR REPLACE TABLE t AS SELECT ...")),
             }
-        },
+        }
         _ => Err(Error::new(ErrorCode::Internal, "a statement of another kind is run as a write")),
     }
+}
+
+/// Checks a COPY within EXPLAIN, which ANALYZE would carry out.
+pub(super) fn check_explained(context: &StatementContext, plan: &LogicalPlan) -> Result<()> {
+    let (LogicalPlan::Explain(_) | LogicalPlan::Analyze(_)) = plan else { return Ok(()) };
+    let access = &context.engine().options().file_access;
+    let mut checked = Ok(());
+    let walked = plan.apply(|node| match node {
+        LogicalPlan::Copy(copy) => {
+            checked = access.check(&copy.output_url);
+            Ok(TreeNodeRecursion::Stop)
+        }
+        _ => Ok(TreeNodeRecursion::Continue),
+    });
+    walked.map_err(Error::from_datafusion)?;
+    checked
 }
 
 /// The number in a sink's only row.

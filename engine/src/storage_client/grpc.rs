@@ -13,7 +13,8 @@ use aubade_proto::convert::{
 use aubade_proto::wire::storage as wire;
 use aubade_proto::wire::storage::storage_node_client::StorageNodeClient;
 use aubade_proto::{
-    CallHeader, Epoch, Error, ErrorCode, NodeInfo, PutReceipt, Result, ResultExt, ScanRequest, SegmentDescription, SegmentId,
+    CallHeader, Epoch, Error, ErrorCode, NodeInfo, PutReceipt, Result, ResultExt, ScanRequest, SegmentDescription,
+    SegmentId,
 };
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
@@ -45,7 +46,9 @@ impl GrpcClients {
 impl StorageClients for GrpcClients {
     fn client(&self, node: &NodeEntry) -> Result<Arc<dyn StorageClient>> {
         let endpoint = Endpoint::from_shared(format!("http://{}", node.address))
-            .context(ErrorCode::InvalidArgument, || format!("storage node {} has the address {:?}", node.id, node.address))?
+            .context(ErrorCode::InvalidArgument, || {
+                format!("storage node {} has the address {:?}", node.id, node.address)
+            })?
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
@@ -89,7 +92,8 @@ impl StorageClient for GrpcClient {
     async fn scan(&self, request: ScanRequest) -> Result<ScanStream> {
         let message = encode_scan_request(&request)?;
         let timeout = request.header.timeout;
-        let reply = self.client.clone().scan(Self::request(message, timeout)).await.map_err(|status| self.error(&status))?;
+        let reply =
+            self.client.clone().scan(Self::request(message, timeout)).await.map_err(|status| self.error(&status))?;
         let peer = self.peer.clone();
         let mut decoder = ScanDecoder::new(Arc::clone(request.fragment.output_schema()))?;
         let events = reply.into_inner().map(move |message| match message {
@@ -105,7 +109,12 @@ impl StorageClient for GrpcClient {
         decode_node_info(&reply.map_err(|status| self.error(&status))?.into_inner())
     }
 
-    async fn put_segment(&self, header: &CallHeader, description: &SegmentDescription, data: Bytes) -> Result<PutReceipt> {
+    async fn put_segment(
+        &self,
+        header: &CallHeader,
+        description: &SegmentDescription,
+        data: Bytes,
+    ) -> Result<PutReceipt> {
         let first = wire::PutSegmentRequest {
             header: Some(encode_header(header)),
             description: Some(encode_description(description)),

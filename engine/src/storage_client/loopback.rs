@@ -6,7 +6,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use aubade_catalog::NodeEntry;
 use aubade_proto::{
-    CallHeader, Epoch, Error, ErrorCode, NodeId, NodeInfo, PutReceipt, Result, ScanRequest, SegmentDescription, SegmentId,
+    CallHeader, Epoch, Error, ErrorCode, NodeId, NodeInfo, PutReceipt, Result, ScanRequest, SegmentDescription,
+    SegmentId,
 };
 use aubade_storage_node::StorageNode;
 use bytes::Bytes;
@@ -41,7 +42,12 @@ impl StorageClient for LoopbackClient {
         Ok(self.0.info())
     }
 
-    async fn put_segment(&self, header: &CallHeader, description: &SegmentDescription, data: Bytes) -> Result<PutReceipt> {
+    async fn put_segment(
+        &self,
+        header: &CallHeader,
+        description: &SegmentDescription,
+        data: Bytes,
+    ) -> Result<PutReceipt> {
         self.0.put_segment(header, description, stream::iter([Ok(data)]).boxed()).await
     }
 

@@ -113,15 +113,21 @@ fn protection_group(engine: &Engine, id: SegmentId, copies: usize) -> Vec<Arc<Me
 }
 
 fn too_few(needed: usize, group: &[Arc<Member>], got: usize, failures: Vec<(Arc<Member>, Error)>) -> Error {
-    let mut text = format!("{got} of {} storage nodes of the protection group can take the write and {needed} must", group.len());
+    let mut text =
+        format!("{got} of {} storage nodes of the protection group can take the write and {needed} must", group.len());
     for (member, error) in &failures {
-        text.push_str(&format!("; node {} in zone {} at {}: {error}", member.entry.id, member.entry.zone, member.entry.address));
+        text.push_str(&format!(
+            "; node {} in zone {} at {}: {error}",
+            member.entry.id, member.entry.zone, member.entry.address
+        ));
     }
     let full = failures.iter().find(|(_, error)| error.code() == ErrorCode::DiskFull);
     let code = if full.is_some() { ErrorCode::DiskFull } else { ErrorCode::QuorumUnavailable };
     let hint = match full {
         Some(_) => "free room on the storage nodes; nothing was written",
-        None => "start more storage nodes, or mend those that do not answer (`aubade cluster status`); nothing was written",
+        None => {
+            "start more storage nodes, or mend those that do not answer (`aubade cluster status`); nothing was written"
+        }
     };
     let error = Error::new(code, text).hint(hint);
     match failures.into_iter().next() {

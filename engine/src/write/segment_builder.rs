@@ -12,8 +12,9 @@ use arrow::record_batch::RecordBatch;
 use aubade_catalog::{SegmentStatistics, StatisticsBuilder};
 use aubade_proto::{Error, ErrorCode, Result, ResultExt};
 use bytes::Bytes;
-use parquet::arrow::{ArrowSchemaConverter, ArrowWriter};
+use datafusion::common::utils::memory::get_record_batch_memory_size;
 use parquet::arrow::arrow_writer::{ArrowColumnChunk, ArrowColumnWriter, ArrowRowGroupWriterFactory, compute_leaves};
+use parquet::arrow::{ArrowSchemaConverter, ArrowWriter};
 use parquet::basic::Compression;
 use parquet::errors::ParquetError;
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
@@ -22,7 +23,9 @@ use parquet::schema::types::{ColumnPath, SchemaDescriptor};
 use rayon::ThreadPool;
 use rayon::prelude::*;
 
-use crate::limits::{PAGE_ROWS_MAX, ROW_GROUP_MEMORY_BYTES_MAX, ROW_GROUP_ROWS_MAX, SEGMENT_BYTES_MAX, SEGMENT_ROWS_MAX};
+use crate::limits::{
+    PAGE_ROWS_MAX, ROW_GROUP_MEMORY_BYTES_MAX, ROW_GROUP_ROWS_MAX, SEGMENT_BYTES_MAX, SEGMENT_ROWS_MAX,
+};
 
 /// False positives of Bloom filters: one in a hundred costs one needless row group in a hundred.
 const BLOOM_FALSE_POSITIVES: f64 = 0.01;
@@ -68,7 +71,7 @@ impl SegmentBuilder {
     /// Whether adding `batch` completes a row group, and so takes a while.
     pub(crate) fn would_encode(&self, batch: &RecordBatch) -> bool {
         self.pending_rows.saturating_add(batch.num_rows()) >= ROW_GROUP_ROWS_MAX
-            || self.pending_bytes.saturating_add(batch.get_array_memory_size()) >= ROW_GROUP_MEMORY_BYTES_MAX
+            || self.pending_bytes.saturating_add(get_record_batch_memory_size(batch)) >= ROW_GROUP_MEMORY_BYTES_MAX
     }
 
     /// Adds a batch without encoding.
@@ -83,7 +86,7 @@ impl SegmentBuilder {
         let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns)
             .context(ErrorCode::SqlExecution, || "rows do not fit the columns of the table".to_owned())?;
         self.pending_rows += batch.num_rows();
-        self.pending_bytes += batch.get_array_memory_size();
+        self.pending_bytes += get_record_batch_memory_size(&batch);
         self.pending.push(batch);
         Ok(())
     }
@@ -135,7 +138,7 @@ impl SegmentBuilder {
             }
         }
         self.pending_rows = rest.iter().map(RecordBatch::num_rows).sum();
-        self.pending_bytes = rest.iter().map(RecordBatch::get_array_memory_size).sum();
+        self.pending_bytes = rest.iter().map(get_record_batch_memory_size).sum();
         self.pending = rest;
         taken
     }
@@ -189,7 +192,9 @@ impl OpenSegment {
             || batches.iter().try_for_each(|batch| statistics.update(batch)),
             || {
                 let columns = per_field.into_par_iter().enumerate();
-                columns.map(|(field, writers)| encode_column(schema, batches, field, writers)).collect::<Result<Vec<_>>>()
+                columns
+                    .map(|(field, writers)| encode_column(schema, batches, field, writers))
+                    .collect::<Result<Vec<_>>>()
             },
         );
         counted?;

@@ -1,4 +1,4 @@
-//! The rule that moves filters and projections into the scans below them.
+//! The rule that moves filters, projections and limits into the scans below them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -22,8 +22,8 @@ use super::pushable::Pushable;
 use crate::estimate::scan_statistics;
 use crate::scan_exec::StorageScanExec;
 
-/// Replaces filters and projections over a [`StorageScanExec`] by a scan that does their work, as far as it can be done at
-/// a storage node and pays; the scan keeps why the rest is not.
+/// Replaces filters, projections and limits over a [`StorageScanExec`] by a scan that does their work, as far as it can
+/// be done at a storage node and pays; the scan keeps why the rest is not.
 ///
 /// From the leaves up, so that each operator meets a scan which has taken in all below it:
 /// ```text
@@ -31,8 +31,8 @@ use crate::scan_exec::StorageScanExec;
 ///   FilterExec b > 5                StorageScanExec             columns=[a, b], filter=b > 5
 ///     StorageScanExec [a, b]          filter=b > 5              projection=[a + 1]
 /// ```
-/// A filter is split into its conjuncts: those that cannot be pushed stay in a filter above. A limit goes into the scan as
-/// well and stays above where there are several partitions, or rows to be skipped.
+/// A filter is split into its conjuncts: those that cannot be pushed stay in a filter above. A limit goes into the scan
+/// as well and stays above where there are several partitions, or rows to be skipped.
 #[derive(Debug, Default)]
 pub struct PushFragment {
     pushable: Pushable,
@@ -94,11 +94,12 @@ impl PushFragment {
         config: &ConfigOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let below = self.absorb_projection(scan, projection, config)?;
-        let limited =
-            |scan: &Arc<dyn ExecutionPlan>| replace_children_if_necessary(Arc::clone(limit), vec![Arc::clone(scan)]);
-        match below.children().first() {
-            None => limited(&below),
-            Some(scan) => replace_children_if_necessary(Arc::clone(&below), vec![limited(scan)?]),
+        let limited = |scan: Arc<dyn ExecutionPlan>| replace_children_if_necessary(Arc::clone(limit), vec![scan]);
+        let scan_left = below.children().into_iter().next().cloned();
+        match scan_left {
+            // All of the projection went into the scan.
+            None => limited(below),
+            Some(scan) => replace_children_if_necessary(below, vec![limited(scan)?]),
         }
     }
 
@@ -203,7 +204,8 @@ fn projection_above(
 /// enough.
 fn absorb_limit(node: Arc<dyn ExecutionPlan>, scan: &StorageScanExec) -> Result<Transformed<Arc<dyn ExecutionPlan>>> {
     if let Some(limit) = node.downcast_ref::<LocalLimitExec>() {
-        return Ok(Transformed::yes(Arc::new(scan.with_limit(limit.fetch())?)));
+        let limited: Arc<dyn ExecutionPlan> = Arc::new(scan.with_limit(limit.fetch())?);
+        return Ok(Transformed::yes(limited));
     }
     let Some((skip, Some(fetch))) = node.downcast_ref::<GlobalLimitExec>().map(|limit| (limit.skip(), limit.fetch()))
     else {
@@ -223,7 +225,7 @@ fn is_limit(node: &Arc<dyn ExecutionPlan>) -> bool {
 }
 
 fn scan_below(node: &Arc<dyn ExecutionPlan>) -> Option<&StorageScanExec> {
-    node.children().first().and_then(|child| child.downcast_ref())
+    node.children().into_iter().next().and_then(|child| child.downcast_ref::<StorageScanExec>())
 }
 
 /// What an operator directly above a scan is called when it stays on the coordinator.
@@ -256,14 +258,14 @@ impl PhysicalOptimizerRule for PushFragment {
         let plan = plan.transform_up(|node| {
             let scan = scan_below(&node).cloned();
             if let Some(projection) = node.downcast_ref::<ProjectionExec>() {
+                if let Some(scan) = &scan {
+                    return self.absorb_projection(scan, projection, config).map(Transformed::yes);
+                }
                 let below = projection.input();
-                return match (&scan, scan_below(below)) {
-                    (Some(scan), _) => self.absorb_projection(scan, projection, config).map(Transformed::yes),
-                    (None, Some(scan)) if is_limit(below) => {
-                        self.absorb_projection_below_limit(scan, below, projection, config).map(Transformed::yes)
-                    }
-                    (None, _) => Ok(Transformed::no(node)),
-                };
+                if let Some(scan) = scan_below(below).filter(|_| is_limit(below)) {
+                    return self.absorb_projection_below_limit(scan, below, projection, config).map(Transformed::yes);
+                }
+                return Ok(Transformed::no(node));
             }
             let Some(scan) = scan else { return note_operator(node) };
             match node.downcast_ref::<FilterExec>() {

@@ -12,9 +12,10 @@ use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::execution::{SessionStateBuilder, TaskContext};
 use datafusion::logical_expr::ScalarUDF;
 use datafusion::physical_expr::expressions::{
-    BinaryExpr, CaseExpr, CastExpr, Column, InListExpr, IsNotNullExpr, IsNullExpr, LikeExpr, Literal, NegativeExpr,
-    NotExpr, TryCastExpr,
+    BinaryExpr, CaseExpr, CastExpr, Column, DynamicFilterPhysicalExpr, InListExpr, IsNotNullExpr, IsNullExpr, LikeExpr,
+    Literal, NegativeExpr, NotExpr, TryCastExpr,
 };
+use datafusion::physical_expr::scalar_subquery::ScalarSubqueryExpr;
 use datafusion::physical_expr::{PhysicalExpr, ScalarFunctionExpr};
 use datafusion::prelude::SessionConfig;
 
@@ -119,13 +120,13 @@ impl Pushable {
         if known {
             return None;
         }
-        let kind = format!("{node:?}");
-        let kind = kind.split([' ', '(', '{']).next().unwrap_or_default();
-        Some(match kind {
-            "DynamicFilterPhysicalExpr" => "it is known only while the query runs".to_owned(),
-            "ScalarSubqueryExpr" => "it needs the result of a subquery".to_owned(),
-            other => format!("{other} runs on the coordinator only"),
-        })
+        if node.is::<DynamicFilterPhysicalExpr>() {
+            return Some("it is known only while the query runs".to_owned());
+        }
+        if node.is::<ScalarSubqueryExpr>() {
+            return Some("it needs the result of a subquery".to_owned());
+        }
+        Some("an expression of this kind runs on the coordinator only".to_owned())
     }
 
     fn refuse_function(&self, function: &ScalarFunctionExpr, config: &ConfigOptions) -> Option<String> {

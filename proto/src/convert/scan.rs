@@ -34,8 +34,13 @@ pub fn encode_header(header: &CallHeader) -> wire::CallHeader {
 pub fn decode_header(message: Option<&wire::CallHeader>) -> Result<CallHeader> {
     let message = required(message, "header")?;
     if message.protocol != STORAGE_PROTOCOL {
-        let text = format!("the caller speaks version {} of the storage protocol and this node {STORAGE_PROTOCOL}", message.protocol);
-        return Err(Error::new(ErrorCode::UnsupportedVersion, text).hint("run the same release of aubade on both sides"));
+        let text = format!(
+            "the caller speaks version {} of the storage protocol and this node {STORAGE_PROTOCOL}",
+            message.protocol
+        );
+        return Err(
+            Error::new(ErrorCode::UnsupportedVersion, text).hint("run the same release of aubade on both sides")
+        );
     }
     if message.timeout_millis == 0 {
         return Err(Error::new(ErrorCode::DeadlineExceeded, "the request arrived with no time left"));
@@ -54,10 +59,10 @@ pub fn decode_header(message: Option<&wire::CallHeader>) -> Result<CallHeader> {
 /// # Errors
 /// When the fragment has no wire form.
 pub fn encode_scan_request(request: &ScanRequest) -> Result<wire::ScanRequest> {
-    let segments = request.segments.iter().map(|segment| wire::SegmentScan {
-        segment_id: segment.segment_id.to_wire(),
-        skip_rows: segment.skip_rows,
-    });
+    let segments = request
+        .segments
+        .iter()
+        .map(|segment| wire::SegmentScan { segment_id: segment.segment_id.to_wire(), skip_rows: segment.skip_rows });
     Ok(wire::ScanRequest {
         header: Some(encode_header(&request.header)),
         segments: segments.collect(),

@@ -8,7 +8,10 @@ use crate::wire::storage as wire;
 
 fn decode_sha256(bytes: &[u8], field: &str) -> Result<[u8; 32]> {
     bytes.try_into().map_err(|_| {
-        Error::new(ErrorCode::InvalidMessage, format!("field {field} has {} bytes instead of the 32 of a SHA-256", bytes.len()))
+        Error::new(
+            ErrorCode::InvalidMessage,
+            format!("field {field} has {} bytes instead of the 32 of a SHA-256", bytes.len()),
+        )
     })
 }
 
@@ -81,7 +84,9 @@ pub fn decode_node_info(message: &wire::InfoReply) -> Result<NodeInfo> {
         epoch: Epoch(message.epoch),
         segment_count: message.segment_count,
         segment_bytes: message.segment_bytes,
-        quarantined: quarantined.map(|id| SegmentId::from_wire(id, "quarantined_segment_ids")).collect::<Result<_>>()?,
+        quarantined: quarantined
+            .map(|id| SegmentId::from_wire(id, "quarantined_segment_ids"))
+            .collect::<Result<_>>()?,
         active_scan_count: message.active_scan_count,
     })
 }

@@ -38,7 +38,10 @@ async fn refuses_all(db: &Database, path: &str, out: &str) {
         let error = db.error(&sql).await;
         assert_eq!(error.code(), ErrorCode::PermissionDenied, "{sql}: {error}");
         assert!(error.hint_text().is_some_and(|hint| hint.contains("--allow-local-files DIR")), "{sql}");
-        assert!(db.session.prepare(&sql).await.is_err_and(|error| error.code() == ErrorCode::PermissionDenied) || !sql.starts_with("SELECT"));
+        assert!(
+            db.session.prepare(&sql).await.is_err_and(|error| error.code() == ErrorCode::PermissionDenied)
+                || !sql.starts_with("SELECT")
+        );
     }
     assert_eq!(db.fingerprint().await, before);
     assert!(!Path::new(out).exists());
@@ -93,6 +96,7 @@ async fn embedded_use_reads_and_writes_files() {
     assert_eq!(db.rows(&format!("SELECT count(*) FROM '{glob}'")).await, ["6"], "listings are not stale");
     db.run(&[&format!("CREATE TABLE t AS SELECT * FROM '{parquet}'")]).await;
     assert_eq!(db.rows("SELECT sum(a) FROM t").await, ["3"]);
+    assert_eq!(db.code(&format!("CREATE VIEW v AS SELECT a FROM '{parquet}'")).await, ErrorCode::NotSupported);
 }
 
 #[tokio::test]
@@ -100,7 +104,8 @@ async fn external_tables_stay_and_read_their_files_anew() {
     let folder = tempfile::tempdir().unwrap();
     let path = write_csv(folder.path(), "in.csv");
     let db = Database::with_files(FileAccess::Any).await;
-    let create = format!("CREATE EXTERNAL TABLE e STORED AS CSV LOCATION '{path}' OPTIONS ('format.has_header' 'true')");
+    let create =
+        format!("CREATE EXTERNAL TABLE e STORED AS CSV LOCATION '{path}' OPTIONS ('format.has_header' 'true')");
     db.run(&[&create]).await;
     let other = Database { engine: db.engine.clone(), session: db.engine.session() };
     assert_eq!(other.rows("SELECT sum(a) FROM e").await, ["3"]);

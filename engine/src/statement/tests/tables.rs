@@ -46,7 +46,9 @@ async fn if_not_exists_and_or_replace_do_as_they_say() {
 #[tokio::test]
 async fn what_is_not_enforced_is_refused() {
     let db = Database::open().await;
-    for clause in ["a INT PRIMARY KEY", "a INT UNIQUE", "a INT, PRIMARY KEY (a)", "a INT DEFAULT 3", "a INT CHECK (a > 1)"] {
+    for clause in
+        ["a INT PRIMARY KEY", "a INT UNIQUE", "a INT, PRIMARY KEY (a)", "a INT DEFAULT 3", "a INT CHECK (a > 1)"]
+    {
         assert_eq!(db.code(&format!("CREATE TABLE t ({clause})")).await, ErrorCode::NotSupported, "{clause}");
     }
     assert_eq!(db.code("CREATE TEMPORARY TABLE t (a INT)").await, ErrorCode::NotSupported);
@@ -86,6 +88,11 @@ async fn drop_says_what_is_wrong() {
     assert_eq!(error.hint_text(), Some("did you mean 'lineitem'?"));
     assert_eq!(db.error("DROP TABLE v").await.hint_text(), Some("use DROP VIEW"));
     assert_eq!(db.error("DROP VIEW lineitem").await.hint_text(), Some("use DROP TABLE"));
+    let error = db.error("DROP TABLE lineitem").await;
+    assert_eq!(
+        (error.code(), error.message()),
+        (ErrorCode::InvalidArgument, "view 'public.v' reads 'public.lineitem'")
+    );
     db.run(&["DROP TABLE IF EXISTS lineitm", "DROP TABLE lineitem CASCADE"]).await;
     assert_eq!(db.code("SELECT * FROM v").await, ErrorCode::TableNotFound);
     db.run(&["CREATE TABLE a (x INT)", "CREATE TABLE b (x INT)", "DROP TABLE a, b"]).await;

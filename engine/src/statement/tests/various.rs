@@ -10,7 +10,9 @@ use crate::session::ExecuteOptions;
 async fn settings_last_for_the_session_only() {
     let db = Database::open().await;
     db.run(&["SET datafusion.execution.batch_size = 100", "SET datafusion.execution.time_zone = '+02:00'"]).await;
-    let setting = |name: &str| format!("SELECT value FROM information_schema.df_settings WHERE name = 'datafusion.execution.{name}'");
+    let setting = |name: &str| {
+        format!("SELECT value FROM information_schema.df_settings WHERE name = 'datafusion.execution.{name}'")
+    };
     assert_eq!(db.rows(&setting("batch_size")).await, ["100"]);
     assert_eq!(db.rows("SHOW datafusion.execution.batch_size").await, ["datafusion.execution.batch_size|100"]);
     let other = Database { engine: db.engine.clone(), session: db.engine.session() };
@@ -126,11 +128,19 @@ async fn long_and_deep_statements_cost_an_error_and_not_the_server() {
     assert_eq!(db.code(&long).await, ErrorCode::LimitExceeded);
     let nested = format!("SELECT {}1{}", "(".repeat(5_000), ")".repeat(5_000));
     assert_eq!(db.code(&nested).await, ErrorCode::LimitExceeded);
-    let chain = format!("SELECT {}", vec!["1"; 4_000].join(" + "));
-    assert_eq!(db.rows(&chain).await, ["4000"]);
-    let conditions: Vec<_> = (0..2_000).map(|number| format!("value = {number}")).collect();
-    let filter = format!("SELECT count(*) FROM generate_series(1, 10) WHERE {}", conditions.join(" OR "));
-    assert_eq!(db.rows(&filter).await, ["10"]);
+    let chain = |operand: &str, length: usize| vec![operand; length].join(" + ");
+    for length in [2_000, 200_000] {
+        let sql = format!("SELECT {} FROM generate_series(1, 10)", chain("value", length));
+        assert_eq!(db.code(&sql).await, ErrorCode::LimitExceeded);
+    }
+    let sql = format!("SELECT max({}) FROM generate_series(1, 10)", chain("value", 900));
+    assert_eq!(db.rows(&sql).await, ["9000"]);
+    let conditions: Vec<_> = (0..300).map(|number| format!("value % 1000 = {number}")).collect();
+    let sql = format!("SELECT count(*) FROM generate_series(1, 10) WHERE {}", conditions.join(" OR "));
+    assert_eq!(db.rows(&sql).await, ["10"]);
+    let values: Vec<_> = (0..20_000).map(|number| format!("({number}, -{number} + 1)")).collect();
+    db.run(&["CREATE TABLE t (a INT, b INT)", &format!("INSERT INTO t VALUES {}", values.join(", "))]).await;
+    assert_eq!(db.rows("SELECT count(*), sum(b) FROM t").await, ["20000|-199970000"]);
     assert_eq!(db.rows("SELECT 1").await, ["1"]);
 }
 
@@ -172,11 +182,11 @@ async fn a_query_that_nobody_reads_on_is_cancelled() {
     assert_eq!(state, QueryState::Cancelled);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_deadline_ends_a_query_while_it_is_read() {
     let db = Database::open().await;
     let options = ExecuteOptions { timeout: Some(Duration::from_millis(200)) };
-    let sql = "SELECT count(*) FROM generate_series(1, 100000000) AS a, generate_series(1, 1000000) AS b";
+    let sql = "SELECT sum(value % 7) FROM generate_series(1, 1000000000000)";
     let output = db.session.execute_with(sql, None, options).await.unwrap();
     let id = output.query_id;
     assert_eq!(lines(output).await.unwrap_err().code(), ErrorCode::DeadlineExceeded);

@@ -9,7 +9,8 @@ async fn a_view_is_planned_when_it_is_read() {
     assert_eq!(db.rows("SELECT c FROM v").await, ["2"]);
     db.run(&["INSERT INTO t VALUES (5, 'y')"]).await;
     assert_eq!(db.rows("SELECT c FROM v ORDER BY c").await, ["2", "6"]);
-    db.run(&["CREATE OR REPLACE VIEW v (x, \"Y\") AS SELECT a, b FROM t", "CREATE VIEW IF NOT EXISTS v AS SELECT 1"]).await;
+    db.run(&["CREATE OR REPLACE VIEW v (x, \"Y\") AS SELECT a, b FROM t", "CREATE VIEW IF NOT EXISTS v AS SELECT 1"])
+        .await;
     assert_eq!(db.rows("SELECT \"Y\", x FROM v ORDER BY x").await, ["x|1", "y|5"]);
     assert_eq!(db.code("CREATE VIEW v AS SELECT 1 AS a").await, ErrorCode::AlreadyExists);
     assert_eq!(db.code("CREATE OR REPLACE VIEW t AS SELECT 1 AS a").await, ErrorCode::AlreadyExists);
@@ -20,7 +21,8 @@ async fn a_view_is_planned_when_it_is_read() {
 #[tokio::test]
 async fn a_view_cannot_read_itself() {
     let db = Database::open().await;
-    db.run(&["CREATE VIEW a AS SELECT 1 AS x", "CREATE VIEW b AS SELECT x FROM a", "CREATE VIEW c AS SELECT x FROM b"]).await;
+    db.run(&["CREATE VIEW a AS SELECT 1 AS x", "CREATE VIEW b AS SELECT x FROM a", "CREATE VIEW c AS SELECT x FROM b"])
+        .await;
     for sql in ["CREATE OR REPLACE VIEW a AS SELECT x FROM a", "CREATE OR REPLACE VIEW a AS SELECT x FROM c"] {
         assert_eq!(db.code(sql).await, ErrorCode::InvalidArgument, "{sql}");
     }
