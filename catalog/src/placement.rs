@@ -168,6 +168,7 @@ mod tests {
         assert_eq!(indices, GOLDEN_GROUP);
     }
 
-    const GOLDEN_SCORE: u64 = 0;
-    const GOLDEN_GROUP: [u128; 6] = [0; 6];
+    const GOLDEN_SCORE: u64 = 0xf687_8d3a_8f8b_4788;
+    /// Zone and index of each node, as hexadecimal digits.
+    const GOLDEN_GROUP: [u128; 6] = [0x10, 0x21, 0x01, 0x11, 0x20, 0x00];
 }

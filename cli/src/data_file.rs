@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, new_null_array};
 use arrow::compute::{CastOptions, cast_with_options};
-use arrow::datatypes::{Field, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::record_batch::{RecordBatch, RecordBatchOptions};
 use aubade_environment::tasks::run_blocking;
@@ -194,6 +194,10 @@ pub(crate) fn common_schema(files: &[DataFile]) -> Result<SchemaRef> {
                 }
             }
         }
+    }
+    // What is empty in every file has no type of its own.
+    for field in fields.iter_mut().filter(|field| field.data_type() == &DataType::Null) {
+        *field = field.clone().with_data_type(DataType::Utf8);
     }
     if fields.is_empty() {
         return Err(Error::new(ErrorCode::FileUnreadable, "the files have no columns"));

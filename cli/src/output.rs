@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use arrow::csv;
 use arrow::datatypes::SchemaRef;
+use arrow::error::ArrowError;
 use arrow::json::writer::{JsonArray, LineDelimited, Writer as JsonWriter, WriterBuilder};
 use arrow::record_batch::RecordBatch;
 use arrow::util::display::FormatOptions;
@@ -32,8 +33,14 @@ pub(crate) enum Format {
 /// bounded and the first rows come at once.
 const TABLE_ROWS_MAX: usize = 10_000;
 
-/// Prints an error for people.
+/// What the reader of standard output did that ends a command like `aubade sql ... | head`.
+const CLOSED: &str = "standard output was closed";
+
+/// Prints an error for people; nothing when whoever reads the output has seen enough.
 pub(crate) fn error(error: &Error) {
+    if error.is_cancelled() && error.message() == CLOSED {
+        return;
+    }
     eprintln!("error: {}", error.report());
 }
 
@@ -64,7 +71,7 @@ pub(crate) fn stdin_is_terminal() -> bool {
 fn written(result: io::Result<()>) -> Result<()> {
     result.map_err(|error| {
         if error.kind() == io::ErrorKind::BrokenPipe {
-            return Error::new(ErrorCode::Cancelled, "standard output was closed");
+            return Error::new(ErrorCode::Cancelled, CLOSED);
         }
         Error::new(ErrorCode::Io, "standard output cannot be written").source(error)
     })
@@ -97,69 +104,102 @@ where
     Ok(rows)
 }
 
-enum ResultWriter<W: Write> {
+/// Writes a result. Arrow's own writers fill a buffer that is emptied after every batch, so that an
+/// error of theirs is one of the format, and one of standard output is told apart from it.
+struct ResultWriter<W> {
+    out: W,
+    encoder: Encoder,
+}
+
+enum Encoder {
     /// A statement without a result.
     Nothing,
-    Table(TableWriter<W>),
-    Csv(CsvWriter<W>),
-    Json(JsonWriter<W, JsonArray>),
-    Ndjson(JsonWriter<W, LineDelimited>),
+    Table(TableEncoder),
+    Csv {
+        schema: SchemaRef,
+        has_header: bool,
+    },
+    Json(JsonWriter<Vec<u8>, JsonArray>),
+    Ndjson(JsonWriter<Vec<u8>, LineDelimited>),
 }
 
 impl<W: Write> ResultWriter<W> {
     fn new(out: W, format: Format, schema: SchemaRef) -> Self {
-        if schema.fields().is_empty() {
-            return Self::Nothing;
-        }
         let json = WriterBuilder::new().with_explicit_nulls(true);
-        match format {
+        let encoder = match format {
+            _ if schema.fields().is_empty() => Encoder::Nothing,
             Format::Table => {
-                Self::Table(TableWriter { out, schema, waiting: Vec::new(), waiting_rows: 0, printed: false })
+                Encoder::Table(TableEncoder { schema, waiting: Vec::new(), waiting_rows: 0, printed: false })
             }
-            Format::Csv => {
-                let writer = Box::new(csv::WriterBuilder::new().with_header(true).build(out));
-                Self::Csv(CsvWriter { writer, schema, printed: false })
-            }
-            Format::Json => Self::Json(json.build(out)),
-            Format::Ndjson => Self::Ndjson(json.build(out)),
-        }
+            Format::Csv => Encoder::Csv { schema, has_header: false },
+            Format::Json => Encoder::Json(json.build(Vec::new())),
+            Format::Ndjson => Encoder::Ndjson(json.build(Vec::new())),
+        };
+        Self { out, encoder }
     }
 
     fn write(&mut self, batch: RecordBatch) -> Result<()> {
-        match self {
-            Self::Nothing => Ok(()),
-            Self::Table(writer) => writer.write(batch),
-            Self::Csv(writer) => writer.write(&batch),
-            Self::Json(writer) => arrow_written(writer.write(&batch)),
-            Self::Ndjson(writer) => arrow_written(writer.write(&batch)),
-        }
+        let bytes = match &mut self.encoder {
+            Encoder::Nothing => return Ok(()),
+            Encoder::Table(table) => table.add(batch)?,
+            Encoder::Csv { has_header, .. } => csv_lines(&batch, !std::mem::replace(has_header, true))?,
+            Encoder::Json(writer) => {
+                encoded(writer.write(&batch))?;
+                std::mem::take(writer.get_mut())
+            }
+            Encoder::Ndjson(writer) => {
+                encoded(writer.write(&batch))?;
+                std::mem::take(writer.get_mut())
+            }
+        };
+        written(self.out.write_all(&bytes))
     }
 
-    fn finish(self) -> Result<()> {
-        match self {
-            Self::Nothing => Ok(()),
-            Self::Table(writer) => writer.finish(),
-            Self::Csv(writer) => writer.finish(),
-            Self::Json(mut writer) => {
-                arrow_written(writer.finish())?;
-                written(writeln!(writer.get_mut()))
+    fn finish(mut self) -> Result<()> {
+        let bytes = match self.encoder {
+            Encoder::Nothing | Encoder::Csv { has_header: true, .. } => Vec::new(),
+            Encoder::Table(table) => table.finish()?,
+            Encoder::Csv { schema, has_header: false } => csv_lines(&RecordBatch::new_empty(schema), true)?,
+            Encoder::Json(mut writer) => {
+                encoded(writer.finish())?;
+                writer.get_mut().push(b'\n');
+                writer.into_inner()
             }
-            Self::Ndjson(mut writer) => arrow_written(writer.finish()),
-        }
+            Encoder::Ndjson(mut writer) => {
+                encoded(writer.finish())?;
+                writer.into_inner()
+            }
+        };
+        written(self.out.write_all(&bytes).and_then(|()| self.out.flush()))
     }
 }
 
+fn csv_lines(batch: &RecordBatch, header: bool) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    encoded(csv::WriterBuilder::new().with_header(header).build(&mut bytes).write(batch))?;
+    Ok(bytes)
+}
+
+fn encoded(result: std::result::Result<(), ArrowError>) -> Result<()> {
+    result.map_err(|error| {
+        Error::new(ErrorCode::NotSupported, "the result cannot be written in this format")
+            .source(error)
+            .hint("cast columns of nested or binary types, or use --format json")
+    })
+}
+
 /// Collects rows into tables of at most [`TABLE_ROWS_MAX`].
-struct TableWriter<W> {
-    out: W,
+struct TableEncoder {
     schema: SchemaRef,
     waiting: Vec<RecordBatch>,
     waiting_rows: usize,
     printed: bool,
 }
 
-impl<W: Write> TableWriter<W> {
-    fn write(&mut self, batch: RecordBatch) -> Result<()> {
+impl TableEncoder {
+    /// The tables that are full now.
+    fn add(&mut self, batch: RecordBatch) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
         let mut rest = batch;
         while rest.num_rows() > 0 {
             let take = rest.num_rows().min(TABLE_ROWS_MAX - self.waiting_rows);
@@ -167,62 +207,29 @@ impl<W: Write> TableWriter<W> {
             self.waiting_rows += take;
             rest = rest.slice(take, rest.num_rows() - take);
             if self.waiting_rows == TABLE_ROWS_MAX {
-                self.print()?;
+                bytes.extend(self.table()?);
             }
         }
-        Ok(())
+        Ok(bytes)
     }
 
-    fn print(&mut self) -> Result<()> {
+    fn table(&mut self) -> Result<Vec<u8>> {
         if self.waiting.is_empty() {
             self.waiting.push(RecordBatch::new_empty(Arc::clone(&self.schema)));
         }
         let options = FormatOptions::default().with_display_error(true).with_null("NULL");
         let table = pretty_format_batches_with_options(&self.waiting, &options)
-            .map(|table| table.to_string())
+            .map(|table| format!("{table}\n"))
             .context(ErrorCode::Internal, || "a result cannot be shown".to_owned())?;
-        written(writeln!(self.out, "{table}"))?;
         self.waiting.clear();
         self.waiting_rows = 0;
         self.printed = true;
-        Ok(())
+        Ok(table.into_bytes())
     }
 
-    fn finish(mut self) -> Result<()> {
-        if self.waiting.is_empty() && self.printed { Ok(()) } else { self.print() }
-    }
-}
-
-/// Writes the header even where there are no rows.
-struct CsvWriter<W: Write> {
-    writer: Box<csv::Writer<W>>,
-    schema: SchemaRef,
-    printed: bool,
-}
-
-impl<W: Write> CsvWriter<W> {
-    fn write(&mut self, batch: &RecordBatch) -> Result<()> {
-        self.printed = true;
-        arrow_written(self.writer.write(batch))
-    }
-
-    fn finish(mut self) -> Result<()> {
-        if self.printed {
-            return Ok(());
-        }
-        let empty = RecordBatch::new_empty(Arc::clone(&self.schema));
-        self.write(&empty)
-    }
-}
-
-/// Arrow's writers hide the error of the stream in theirs.
-fn arrow_written(result: std::result::Result<(), arrow::error::ArrowError>) -> Result<()> {
-    match result {
-        Ok(()) => Ok(()),
-        Err(arrow::error::ArrowError::IoError(_, error)) => written(Err(error)),
-        Err(error) => Err(Error::new(ErrorCode::NotSupported, "the result cannot be written in this format")
-            .source(error)
-            .hint("cast columns of nested or binary types, or use --format json")),
+    /// The last table; an empty one when there was none.
+    fn finish(mut self) -> Result<Vec<u8>> {
+        if self.waiting.is_empty() && self.printed { Ok(Vec::new()) } else { self.table() }
     }
 }
 

@@ -39,6 +39,7 @@ use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use futures::FutureExt;
 use parking_lot::Mutex;
 use rayon::ThreadPool;
 
@@ -117,7 +118,7 @@ impl Engine {
                 .source(error)
         })?;
         let store: Arc<dyn ManifestStore> = Arc::new(LocalStore::open(&environment, &dir.join("manifest")).await?);
-        Self::open_single_node(environment, dir, store, options, Some(lock)).await
+        Self::open_single_node(environment, dir, store, options, Some(lock)).boxed().await
     }
 
     /// Opens a new database that lives in memory and is gone afterwards.
@@ -127,7 +128,7 @@ impl Engine {
     pub async fn open_in_memory(environment: Environment, options: EngineOptions) -> Result<Self> {
         let environment = environment.with_files(Arc::new(MemoryFiles::default()));
         let store: Arc<dyn ManifestStore> = Arc::new(MemoryStore::default());
-        Self::open_single_node(environment, Path::new("/memory"), store, options, None).await
+        Self::open_single_node(environment, Path::new("/memory"), store, options, None).boxed().await
     }
 
     async fn open_single_node(
@@ -146,14 +147,14 @@ impl Engine {
         };
         let cluster_id = manifest.snapshot().cluster_id;
         let node_options = StorageNodeOptions::new(dir.join("node"), EMBEDDED_ZONE);
-        let node = StorageNode::open(environment.clone(), cluster_id, node_options).await?;
+        let node = StorageNode::open(environment.clone(), cluster_id, node_options).boxed().await?;
         let entry = NodeEntry { id: node.id(), zone: EMBEDDED_ZONE.to_owned(), address: "in-process".to_owned() };
         if manifest.snapshot().nodes.get(&entry.id) != Some(&entry) {
             let transaction = TransactionId(environment.new_uuid());
             manifest.commit(transaction, vec![Action::RegisterNode(entry)]).await?;
         }
         let clients = Arc::new(LoopbackClients(BTreeMap::from([(node.id(), node.clone())])));
-        Self::start(environment, manifest, clients, options, Some(node), lock).await
+        Self::start(environment, manifest, clients, options, Some(node), lock).boxed().await
     }
 
     /// Becomes the coordinator of a cluster, taking over from any other.
@@ -176,7 +177,7 @@ impl Engine {
     ) -> Result<Self> {
         let manifest = Manifest::open(environment.clone(), store).await?;
         let clients = Arc::new(GrpcClients::new(&environment));
-        Self::start(environment, manifest, clients, options, None, None).await
+        Self::start(environment, manifest, clients, options, None, None).boxed().await
     }
 
     async fn start(
@@ -187,7 +188,7 @@ impl Engine {
         embedded_node: Option<StorageNode>,
         lock: Option<Box<dyn FileLock>>,
     ) -> Result<Self> {
-        let epoch = manifest.take_over().await?;
+        let epoch = manifest.take_over().boxed().await?;
         let snapshot = manifest.snapshot();
         let cluster = Arc::new(Cluster::new(environment.clone(), clients, &snapshot, epoch));
         let threads = std::thread::available_parallelism().map_or(2, NonZeroUsize::get);
@@ -214,7 +215,7 @@ impl Engine {
             _lock: lock,
         };
         let engine = Self(Arc::new(inner));
-        engine.seal_nodes(&snapshot).await;
+        engine.seal_nodes(&snapshot).boxed().await;
         engine.0.tasks.spawn(maintenance::run(engine.clone()));
         Ok(engine)
     }
@@ -256,7 +257,7 @@ impl Engine {
     /// # Errors
     /// `StoreUnavailable`, `ManifestCorrupt`.
     pub async fn status(&self) -> Result<ClusterStatus> {
-        let snapshot = self.0.manifest.refresh().await?;
+        let snapshot = self.0.manifest.refresh().boxed().await?;
         self.adopt(&snapshot);
         let mut status = ClusterStatus::from_snapshot(&snapshot);
         for member in self.cluster().members() {
@@ -280,7 +281,7 @@ impl Engine {
     /// # Errors
     /// When a node stops answering on the way; what was deleted by then stays deleted.
     pub async fn collect_orphans(&self) -> Result<u64> {
-        maintenance::collect_orphans(self).await
+        maintenance::collect_orphans(self).boxed().await
     }
 
     /// Stops the background work and, in an embedded engine, the node. Running queries fail.
@@ -370,7 +371,7 @@ impl Engine {
     pub(crate) async fn commit(&self, actions: Vec<Action>) -> Result<Arc<Snapshot>> {
         self.check_writable()?;
         let transaction = TransactionId(self.0.environment.new_uuid());
-        match self.0.manifest.commit(transaction, actions).await? {
+        match self.0.manifest.commit(transaction, actions).boxed().await? {
             Commit::Committed(snapshot) => {
                 self.adopt(&snapshot);
                 Ok(snapshot)

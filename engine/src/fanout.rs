@@ -24,7 +24,7 @@ use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::stream::{FuturesUnordered, StreamFuture};
-use futures::{Stream, StreamExt, TryStreamExt, stream};
+use futures::{FutureExt, Stream, StreamExt, TryStreamExt, stream};
 
 use crate::cluster::{ActiveRequest, Cluster, Member};
 use crate::limits::{
@@ -45,7 +45,7 @@ pub(crate) fn scan(cluster: Arc<Cluster>, task: ScanTask, context: &TaskContext)
     };
     let fan_out = FanOut::new(cluster, task, reservation, deadline, config.batch_size())?;
     let batches = stream::try_unfold(fan_out, |mut fan_out| async move {
-        let batch = fan_out.next().await.map_err(DataFusionError::from)?;
+        let batch = fan_out.next().boxed().await.map_err(DataFusionError::from)?;
         Ok(batch.map(|batch| (batch, fan_out)))
     });
     Ok(Box::pin(RecordBatchStreamAdapter::new(schema, batches)))
@@ -258,6 +258,7 @@ impl FanOut {
         while !self.waiting.is_empty() && self.requests.len() < REQUESTS_PER_PARTITION_MAX {
             let mut batches: BTreeMap<NodeId, (Arc<Member>, Vec<usize>)> = BTreeMap::new();
             let mut pause = false;
+            let mut new_requests = 0;
             while let Some(index) = self.waiting.pop() {
                 let Some(progress) = self.segments.get_mut(index) else { continue };
                 let replicas = self.cluster.replicas(&progress.segment);
@@ -267,6 +268,13 @@ impl FanOut {
                     Some(member) => {
                         let (_, segments) =
                             batches.entry(member.entry.id).or_insert_with(|| (Arc::clone(member), Vec::new()));
+                        if segments.len().is_multiple_of(SEGMENTS_PER_REQUEST_MAX) {
+                            if self.requests.len() + new_requests >= REQUESTS_PER_PARTITION_MAX {
+                                self.waiting.push(index);
+                                break;
+                            }
+                            new_requests += 1;
+                        }
                         segments.push(index);
                     }
                     None => {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use aubade_catalog::{Action, Commit, SegmentEntry, Snapshot};
 use aubade_proto::{NodeId, NodeInfo, Result, SegmentDescription, SegmentId, TransactionId};
-use futures::StreamExt;
 use futures::future::join_all;
+use futures::{FutureExt, StreamExt};
 
 use crate::cluster::Member;
 use crate::engine::Engine;
@@ -23,7 +23,7 @@ pub(crate) async fn run(engine: Engine) {
     let clock = Arc::clone(&engine.environment().clock);
     let mut probes: u64 = 0;
     loop {
-        if let Err(error) = probe(&engine, probes).await {
+        if let Err(error) = probe(&engine, probes).boxed().await {
             tracing::warn!(%error, "looking after the cluster failed; trying again");
         }
         probes = probes.wrapping_add(1);
@@ -34,15 +34,15 @@ pub(crate) async fn run(engine: Engine) {
 async fn probe(engine: &Engine, probes: u64) -> Result<()> {
     let snapshot = engine.manifest().refresh().await?;
     engine.adopt(&snapshot);
-    let infos = probe_nodes(engine, &snapshot).await;
+    let infos = probe_nodes(engine, &snapshot).boxed().await;
     if engine.check_writable().is_err() {
         // Another writer has taken over: it looks after the cluster now.
         return Ok(());
     }
     forget_quarantined(engine, &snapshot, &infos).await?;
-    repair(engine).await?;
+    repair(engine).boxed().await?;
     if probes.is_multiple_of(PROBES_PER_COLLECTION) {
-        let deleted = collect_orphans(engine).await?;
+        let deleted = collect_orphans(engine).boxed().await?;
         if deleted > 0 {
             tracing::info!(deleted, "collected segments that no version names");
         }
@@ -88,7 +88,7 @@ async fn forget_quarantined(engine: &Engine, snapshot: &Snapshot, infos: &[(Arc<
             }
         }
     }
-    commit(engine, actions).await
+    commit(engine, actions).boxed().await
 }
 
 /// Copies segments to nodes of their protection group that lack them.
@@ -109,7 +109,7 @@ async fn repair(engine: &Engine) -> Result<()> {
     }
     let snapshot = &snapshot;
     let repaired: Vec<Option<Action>> = futures::stream::iter(jobs)
-        .map(|(segment, member)| async move { copy(engine, snapshot, &segment, &member).await })
+        .map(|(segment, member)| async move { copy(engine, snapshot, &segment, &member).boxed().await })
         .buffer_unordered(CONCURRENT_REPAIRS)
         .collect()
         .await;

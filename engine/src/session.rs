@@ -16,6 +16,7 @@ use aubade_environment::clock::timeout;
 use aubade_planner::{PlannerOptions, bind_snapshot, session_config, session_state};
 use aubade_proto::{Error, Result};
 use datafusion::execution::{SendableRecordBatchStream, SessionState};
+use futures::FutureExt;
 use parking_lot::{Mutex, RwLock};
 use uuid::Uuid;
 
@@ -114,7 +115,7 @@ impl Session {
         run_on(&self.0.engine.cpu_handle(), async move {
             let context = session.bind(None).await?;
             let statement = Statement::parse(&text, context.state())?;
-            statement::describe(&context, statement, text).await
+            statement::describe(&context, statement, text).boxed().await
         })
         .await
     }
@@ -149,10 +150,10 @@ impl Session {
     ) -> Result<QueryOutput> {
         let (session, text) = (self.clone(), sql.to_owned());
         self.supervise(sql, options, move |run| async move {
-            let context = session.bind(Some(run)).await?;
+            let context = session.bind(Some(run)).boxed().await?;
             let statement = Statement::parse(&text, context.state())?;
             let parameters = Parameters::from_batch(parameters)?;
-            statement::run(context, statement, parameters).await
+            statement::run(context, statement, parameters).boxed().await
         })
         .await
     }
@@ -168,7 +169,9 @@ impl Session {
         let run = Arc::new(QueryRun::begin(engine.environment(), engine.queries(), self.0.id, sql, options.timeout));
         let task_run = Arc::clone(&run);
         let result = run_on(&engine.cpu_handle(), async move {
-            let work = work(Arc::clone(&task_run));
+            // Boxed, like other large futures of this crate: nested in one another they make types that
+            // the compiler takes minutes to lay out.
+            let work = work(Arc::clone(&task_run)).boxed();
             match task_run.deadline() {
                 None => work.await,
                 Some(deadline) => {

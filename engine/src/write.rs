@@ -16,8 +16,8 @@ use aubade_catalog::{Action, AddSegments, Commit, SegmentEntry, SegmentStatistic
 use aubade_environment::tasks::run_blocking;
 use aubade_proto::{Error, ErrorCode, RelationId, Result, SegmentId, TransactionId};
 use datafusion::execution::SendableRecordBatchStream;
-use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 pub(crate) use segment_builder::{BuiltSegment, SegmentBuilder};
 pub(crate) use sink::SegmentSink;
 
@@ -81,10 +81,10 @@ impl Engine {
             rows: 0,
             in_flight: InFlight { engine: self.clone(), ids: Vec::new(), keep: false },
         };
-        match self.fill(&mut written, schema, stream).await {
+        match self.fill(&mut written, schema, stream).boxed().await {
             Ok(()) => Ok(written),
             Err(error) => {
-                self.discard(written).await;
+                self.discard(written).boxed().await;
                 Err(error)
             }
         }
@@ -107,7 +107,7 @@ impl Engine {
             for segment in built {
                 let id = SegmentId(self.environment().new_uuid());
                 written.in_flight.add(id);
-                uploads.push(quorum_write::write(self, id, written.transaction, segment));
+                uploads.push(quorum_write::write(self, id, written.transaction, segment).boxed());
             }
             while uploads.len() > if ended { 0 } else { SEGMENTS_IN_FLIGHT_MAX } {
                 if let Some(done) = uploads.next().await {
@@ -143,7 +143,7 @@ impl Engine {
         if actions.is_empty() {
             return self.snapshot().await;
         }
-        match self.manifest().commit(written.transaction, actions).await {
+        match self.manifest().commit(written.transaction, actions).boxed().await {
             Ok(Commit::Committed(snapshot)) => {
                 self.adopt(&snapshot);
                 Ok(snapshot)
@@ -153,7 +153,7 @@ impl Engine {
                 Err(unknown_commit(written.transaction, cause))
             }
             Err(error) => {
-                self.discard(written).await;
+                self.discard(written).boxed().await;
                 Err(error)
             }
         }

@@ -18,6 +18,42 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 type Source = Arc<dyn StdError + Send + Sync + 'static>;
 
+/// Names [`ErrorDetail`] among the details of a status.
+const DETAIL_TYPE_URL: &str = "type.googleapis.com/aubade.storage.v1.ErrorDetail";
+
+/// Bytes of one text in a header.
+const HEADER_TEXT_BYTES_MAX: usize = 1800;
+
+/// The text, cut where it is too long for a header.
+fn shortened(mut text: String) -> String {
+    if text.len() > HEADER_TEXT_BYTES_MAX {
+        text.truncate(text.floor_char_boundary(HEADER_TEXT_BYTES_MAX));
+        text.push_str(" ...");
+    }
+    text
+}
+
+/// `google.rpc.Status`, the form that gRPC gives to `grpc-status-details-bin`: Go's clients report an
+/// internal error when the header holds anything else.
+#[derive(Clone, PartialEq, prost::Message)]
+struct RpcStatus {
+    #[prost(int32, tag = "1")]
+    code: i32,
+    #[prost(string, tag = "2")]
+    message: String,
+    #[prost(message, repeated, tag = "3")]
+    details: Vec<AnyMessage>,
+}
+
+/// `google.protobuf.Any`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct AnyMessage {
+    #[prost(string, tag = "1")]
+    type_url: String,
+    #[prost(bytes = "vec", tag = "2")]
+    value: Vec<u8>,
+}
+
 /// See the module's doc. Cheap to clone.
 #[derive(Clone)]
 pub struct Error(Arc<Inner>);
@@ -135,6 +171,19 @@ impl Error {
         }
     }
 
+    /// The form for a header: a client refuses headers above 16 KiB, and with them the connection.
+    fn to_short_detail(&self) -> ErrorDetail {
+        let mut detail = self.to_detail();
+        detail.message = shortened(detail.message);
+        detail.hint = shortened(detail.hint);
+        let mut bytes = 0;
+        detail.causes.retain(|cause| {
+            bytes += cause.len();
+            bytes <= HEADER_TEXT_BYTES_MAX
+        });
+        detail
+    }
+
     /// The error that another process sent.
     pub fn from_detail(detail: ErrorDetail) -> Self {
         let cause = detail
@@ -154,16 +203,18 @@ impl Error {
     /// The gRPC status that carries this error. Its message is readable by itself, for clients that
     /// know nothing of the details.
     pub fn to_status(&self) -> tonic::Status {
-        let details = self.to_detail().encode_to_vec();
-        tonic::Status::with_details(self.0.code.grpc(), self.report(), details.into())
+        let (code, message) = (self.0.code.grpc(), shortened(self.report()));
+        let detail = AnyMessage { type_url: DETAIL_TYPE_URL.to_owned(), value: self.to_short_detail().encode_to_vec() };
+        let details = RpcStatus { code: code as i32, message: message.clone(), details: vec![detail] };
+        tonic::Status::with_details(code, message, details.encode_to_vec().into())
     }
 
     /// The error in a gRPC status, or one made from its gRPC code when `peer` is not ours or the
     /// connection failed.
     pub fn from_status(status: &tonic::Status, peer: &str) -> Self {
-        if !status.details().is_empty()
-            && let Ok(detail) = ErrorDetail::decode(status.details())
-            && detail.code != 0
+        if let Ok(rich) = RpcStatus::decode(status.details())
+            && let Some(any) = rich.details.iter().find(|any| any.type_url == DETAIL_TYPE_URL)
+            && let Ok(detail) = ErrorDetail::decode(any.value.as_slice())
         {
             return Self::from_detail(detail);
         }
@@ -357,6 +408,22 @@ mod tests {
         assert_eq!(received.code(), ErrorCode::SegmentCorrupt);
         assert_eq!(received.hint_text(), Some("repair it"));
         assert_eq!(received.causes(), ["block 3"]);
+    }
+
+    #[test]
+    fn the_details_of_a_status_are_those_that_grpc_defines() {
+        let status = Error::new(ErrorCode::SqlSyntax, "the SQL does not parse").to_status();
+        let rich = RpcStatus::decode(status.details()).unwrap();
+        assert_eq!((rich.code, rich.message.as_str()), (status.code() as i32, status.message()));
+    }
+
+    #[test]
+    fn a_long_error_fits_into_a_header() {
+        let long = "x\u{e9}".repeat(50_000);
+        let cause = std::io::Error::other(long.clone());
+        let status = Error::new(ErrorCode::Internal, long.clone()).hint(long).source(cause).to_status();
+        assert!(status.message().len() + status.details().len() * 4 / 3 < 12 << 10);
+        assert_eq!(Error::from_status(&status, "node").code(), ErrorCode::Internal);
     }
 
     #[test]

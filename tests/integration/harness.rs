@@ -1,20 +1,28 @@
 //! A cluster in this process with real gRPC over loopback, whose parts a test can break.
 
+use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arrow::array::AsArray;
 use arrow::datatypes::Int64Type;
 use arrow::record_batch::RecordBatch;
+use async_trait::async_trait;
 use aubade_catalog::store::MemoryStore;
 use aubade_catalog::{Action, Manifest, ManifestStore, NodeEntry, Quorum};
 use aubade_engine::{ClusterStatus, Engine, EngineOptions, QueryRecord};
-use aubade_environment::{Environment, FaultyFiles, SystemFiles, TaskGroup};
+use aubade_environment::{Connection, Environment, FaultyFiles, Listener, SystemFiles, TaskGroup};
 use aubade_proto::{ClusterId, Error, TransactionId};
 use aubade_storage_node::{StorageNode, StorageNodeOptions, serve};
 use futures::TryStreamExt;
 use tempfile::TempDir;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::transport::server::Connected;
 
 /// One storage node and what a test needs to break it.
 pub struct TestNode {
@@ -22,11 +30,14 @@ pub struct TestNode {
     pub dir: PathBuf,
     pub files: FaultyFiles,
     tasks: TaskGroup,
+    /// Cuts every connection.
+    cut: CancellationToken,
 }
 
 impl TestNode {
     /// Stops it at once, connections and all, as SIGKILL would for its callers.
     pub async fn kill(&self) {
+        self.cut.cancel();
         self.tasks.shutdown().await;
     }
 
@@ -83,7 +94,7 @@ impl TestCluster {
     pub async fn restart_node(&mut self, index: usize) {
         let manifest = Manifest::open(self.environment.clone(), Arc::clone(&self.store)).await.unwrap();
         let path = self.dir.path().join(format!("node{index}"));
-        self.nodes.remove(index);
+        self.nodes.remove(index).node.shutdown(Duration::ZERO).await;
         let node = start_node(&self.environment, &manifest, self.cluster_id, &path, index).await;
         self.nodes.insert(index, node);
     }
@@ -122,12 +133,71 @@ async fn start_node(
     let node = StorageNode::open(node_environment, cluster_id, options).await.unwrap();
     let listener = environment.network.listen("127.0.0.1:0").await.unwrap();
     let address = listener.local_address().unwrap().to_string();
+    let cut = CancellationToken::new();
+    let listener = Box::new(CutListener { inner: listener, cut: cut.clone() });
     let tasks = TaskGroup::new();
     let (served, group) = (node.clone(), tasks.clone());
     tasks.spawn(async move { serve(served, listener, &group).await.unwrap() });
     let action = Action::RegisterNode(NodeEntry { id: node.id(), zone, address });
     manifest.commit(TransactionId(environment.new_uuid()), vec![action]).await.unwrap();
-    TestNode { node, dir: dir.to_path_buf(), files, tasks }
+    TestNode { node, dir: dir.to_path_buf(), files, tasks, cut }
+}
+
+/// A listener whose connections a test can cut.
+#[derive(Debug)]
+struct CutListener {
+    inner: Box<dyn Listener>,
+    cut: CancellationToken,
+}
+
+#[async_trait]
+impl Listener for CutListener {
+    fn local_address(&self) -> io::Result<SocketAddr> {
+        self.inner.local_address()
+    }
+
+    async fn accept(&self) -> io::Result<Connection> {
+        let inner = self.inner.accept().await?;
+        let address = inner.connect_info().address;
+        Ok(Connection::new(CutStream { inner, cut: Box::pin(self.cut.clone().cancelled_owned()) }, address))
+    }
+}
+
+struct CutStream {
+    inner: Connection,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl CutStream {
+    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        match self.cut.as_mut().poll(cx) {
+            Poll::Ready(()) => Err(io::ErrorKind::ConnectionReset.into()),
+            Poll::Pending => Ok(()),
+        }
+    }
+}
+
+impl AsyncRead for CutStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.check(cx)?;
+        Pin::new(&mut self.inner).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for CutStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
+        self.check(cx)?;
+        Pin::new(&mut self.inner).poll_write(cx, buffer)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check(cx)?;
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
 }
 
 /// Runs one statement to its end.

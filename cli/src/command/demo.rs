@@ -113,7 +113,7 @@ impl Demo {
             quorum.write()
         ))?;
         match loaded_scale(target).await {
-            Ok(scale) if scale == self.scale => output::line(&format!("TPC-H at scale {scale} is there already"))?,
+            Ok(scale) if scale == self.scale => output::line(&format!("TPC-H at scale {scale} is there already\n"))?,
             Ok(scale) => {
                 let text = format!("the folder holds TPC-H at scale {scale}, not {}", self.scale);
                 return Err(

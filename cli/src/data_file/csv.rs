@@ -13,16 +13,13 @@ use super::reader::FileReader;
 use super::{BATCH_ROWS, Batches, CsvOptions};
 
 /// The columns: names from the header or `column_1` on, types from all values. The whole file is
-/// read, since a type that fits only the first lines would fail in the middle of a load.
+/// read, since a type that fits only the first lines would fail in the middle of a load. A column
+/// of empty values only has the type Null.
 pub(super) fn schema(file: &Arc<dyn ReadFile>, options: CsvOptions) -> Result<SchemaRef, ArrowError> {
     let format = Format::default().with_header(options.header).with_delimiter(options.delimiter);
     let reader = FileReader::new(Arc::clone(file), ProgressBar::hidden());
     let (schema, _) = format.infer_schema(reader, None)?;
-    let fields = schema.fields().iter().map(|field| {
-        // A column of empty values only has no type of its own.
-        let data_type = if field.data_type() == &DataType::Null { DataType::Utf8 } else { field.data_type().clone() };
-        Field::new(field.name(), data_type, true)
-    });
+    let fields = schema.fields().iter().map(|field| field.as_ref().clone().with_nullable(true));
     Ok(Arc::new(Schema::new(fields.collect::<Vec<_>>())))
 }
 
@@ -80,9 +77,10 @@ fn is_readable(data_type: &DataType) -> bool {
 
 /// The type that holds the values of both, where two files give different ones.
 pub(super) fn common_type(a: &DataType, b: &DataType) -> Option<DataType> {
-    use DataType::{Date32, Float64, Int64, LargeUtf8, Timestamp, Utf8, Utf8View};
+    use DataType::{Date32, Float64, Int64, LargeUtf8, Null, Timestamp, Utf8, Utf8View};
     match (a, b) {
         _ if a == b => Some(a.clone()),
+        (Null, other) | (other, Null) => Some(other.clone()),
         (Int64, Float64) | (Float64, Int64) => Some(Float64),
         (Date32, Timestamp(unit, None)) | (Timestamp(unit, None), Date32) => Some(Timestamp(*unit, None)),
         (Timestamp(a, None), Timestamp(b, None)) => Some(Timestamp(finer(*a, *b), None)),

@@ -39,7 +39,7 @@ async fn csv_types_fit_all_values() {
     let environment = environment(&[("/d/a.csv", b"id,x,day,s,e\n1,2,2024-01-02,a,\n2,2.5,2024-01-03,,\n")]);
     let file = DataFile::open(&environment, Path::new("/d/a.csv"), None, WITH_HEADER).await.unwrap();
     let types: Vec<String> = file.schema.fields().iter().map(|field| field.data_type().to_string()).collect();
-    assert_eq!(types, ["Int64", "Float64", "Date32", "Utf8", "Utf8"]);
+    assert_eq!(types, ["Int64", "Float64", "Date32", "Utf8", "Null"]);
     let table = common_schema(std::slice::from_ref(&file)).unwrap();
     let text = read(file, &table).await.unwrap();
     assert!(text.contains("| 2  | 2.5 | 2024-01-03 |"), "{text}");
@@ -50,9 +50,9 @@ async fn columns_are_found_by_name_and_cast() {
     let environment = environment(&[("/d/a.csv", b"B,a\n1,2\n")]);
     let file = DataFile::open(&environment, Path::new("/d/a.csv"), None, WITH_HEADER).await.unwrap();
     let table: SchemaRef = Arc::new(Schema::new(vec![
-        Field::new("a", arrow::datatypes::DataType::Decimal128(10, 2), true),
-        Field::new("b", arrow::datatypes::DataType::LargeUtf8, false),
-        Field::new("c", arrow::datatypes::DataType::Int8, true),
+        Field::new("a", DataType::Decimal128(10, 2), true),
+        Field::new("b", DataType::LargeUtf8, false),
+        Field::new("c", DataType::Int8, true),
     ]));
     let text = read(file, &table).await.unwrap();
     assert!(text.contains("| 2.00 | 1 |   |"), "{text}");
@@ -63,7 +63,7 @@ async fn files_without_header_go_by_position() {
     let environment = environment(&[("/d/a.csv", b"1|x\n2|y\n")]);
     let file = DataFile::open(&environment, Path::new("/d/a.csv"), None, WITHOUT_HEADER).await.unwrap();
     assert_eq!(file.schema.field(1).name(), "column_2");
-    let table = Arc::new(Schema::new(vec![Field::new("a", arrow::datatypes::DataType::Int64, true)])) as SchemaRef;
+    let table = Arc::new(Schema::new(vec![Field::new("a", DataType::Int64, true)])) as SchemaRef;
     let error = read(file, &table).await.unwrap_err();
     assert!(error.report().contains("2 columns and the table has 1"), "{}", error.report());
 }
@@ -109,7 +109,7 @@ async fn bytes_that_are_corrupt_inside_fail_in_the_stream() {
 
 #[tokio::test]
 async fn files_agree_on_common_types() {
-    let environment = environment(&[("/d/a.csv", b"a,b\n1,x\n"), ("/d/b.csv", b"a,c\n1.5,y\n")]);
+    let environment = environment(&[("/d/a.csv", b"a,b,d,e\n1,x,5,\n"), ("/d/b.csv", b"a,c,d,e\n1.5,y,,\n")]);
     let mut files = Vec::new();
     for name in ["/d/a.csv", "/d/b.csv"] {
         files.push(DataFile::open(&environment, Path::new(name), None, WITH_HEADER).await.unwrap());
@@ -117,5 +117,5 @@ async fn files_agree_on_common_types() {
     let schema = common_schema(&files).unwrap();
     let columns: Vec<String> =
         schema.fields().iter().map(|field| format!("{} {}", field.name(), field.data_type())).collect();
-    assert_eq!(columns, ["a Float64", "b Utf8", "c Utf8"]);
+    assert_eq!(columns, ["a Float64", "b Utf8", "d Int64", "e Utf8", "c Utf8"]);
 }

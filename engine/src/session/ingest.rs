@@ -14,6 +14,7 @@ use super::{ExecuteOptions, Session};
 use crate::statement::conform::{Conform, check_storable, conform_stream};
 use crate::statement::names::{check_writable_schema, exists_error};
 use crate::statement::tables::create_action;
+use futures::FutureExt;
 
 /// What to do when the table is there, or is not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +52,7 @@ impl Session {
         let session = self.clone();
         let label = format!("-- bulk load into {}", target.table);
         self.supervise(&label, ExecuteOptions::default(), move |run| async move {
-            let rows = session.ingest_now(target, stream).await?;
+            let rows = session.ingest_now(target, stream).boxed().await?;
             run.add_rows(rows);
             run.finish();
             Ok(rows)
