@@ -1,5 +1,8 @@
 //! Whole-cluster tests: real nodes over loopback, child processes, and the embedded engine.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+#![allow(unreachable_pub, reason = "a test binary has no outside")]
+
 mod cli;
 mod cluster;
 mod embedded;
