@@ -62,7 +62,7 @@ def test_joins_subqueries_and_windows_work(rows, cursor, name):
     sql = f"""
         with e as (select id, row_number() over (order by id desc) as n from {name} where id % 2 = 0)
         select e.id, e.n from e join {name} o on o.id = e.id
-        where e.id in (select max(id) from {name}) or e.n = 50 order by e.id"""
+        where e.id in (select max(id) as m from {name}) or e.n = 50 order by e.id"""
     assert rows(sql) == [(2, 50), (100, 1)]
 
 
