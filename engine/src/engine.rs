@@ -77,6 +77,14 @@ pub struct EngineOptions {
     pub file_access: FileAccess,
 }
 
+impl EngineOptions {
+    /// The memory limit, or its default.
+    pub(crate) fn memory_limit_bytes(&self) -> usize {
+        const DEFAULT_MEMORY_BYTES: u64 = 4 << 30;
+        usize::try_from(self.memory_limit_bytes.unwrap_or(DEFAULT_MEMORY_BYTES)).unwrap_or(usize::MAX)
+    }
+}
+
 /// A coordinator. Cheap to clone: all clones are the same engine, which lives until
 /// [`Engine::shutdown`].
 #[derive(Clone, Debug)]
@@ -392,10 +400,7 @@ impl TableAccess for Engine {
 }
 
 fn runtime_env(options: &EngineOptions) -> Result<Arc<RuntimeEnv>> {
-    const DEFAULT_MEMORY_BYTES: u64 = 4 << 30;
-    let limit = options.memory_limit_bytes.unwrap_or(DEFAULT_MEMORY_BYTES);
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    let pool = TrackConsumersPool::new(FairSpillPool::new(limit), NAMED_CONSUMERS);
+    let pool = TrackConsumersPool::new(FairSpillPool::new(options.memory_limit_bytes()), NAMED_CONSUMERS);
     let spill = match &options.spill_dir {
         Some(dir) => DiskManagerMode::Directories(vec![dir.clone()]),
         None => DiskManagerMode::OsTmpDirectory,

@@ -96,7 +96,13 @@ pub struct ExecuteOptions {
 impl Session {
     pub(crate) fn new(engine: Engine) -> Self {
         let options = PlannerOptions { target_partitions: engine.options().target_partitions, ..Default::default() };
-        let template = session_state(session_config(&options), Arc::clone(engine.runtime()));
+        let mut config = session_config(&options);
+        // Every sort sets memory aside for merging its spilled runs: all of them together must fit.
+        let sorts = 4 * config.target_partitions();
+        let merge_bytes = engine.options().memory_limit_bytes() / sorts.max(1);
+        let execution = &mut config.options_mut().execution;
+        execution.sort_spill_reservation_bytes = execution.sort_spill_reservation_bytes.min(merge_bytes);
+        let template = session_state(config, Arc::clone(engine.runtime()));
         let id = engine.environment().new_uuid();
         Self(Arc::new(Inner { id, engine, template: RwLock::new(Arc::new(template)), named: Mutex::default() }))
     }

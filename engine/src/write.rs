@@ -8,16 +8,16 @@ mod quorum_write;
 mod segment_builder;
 mod sink;
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
-use arrow::record_batch::RecordBatch;
 use aubade_catalog::{Action, AddSegments, Commit, SegmentEntry, SegmentStatistics, Snapshot};
 use aubade_environment::tasks::run_blocking;
 use aubade_proto::{Error, ErrorCode, RelationId, Result, SegmentId, TransactionId};
 use datafusion::execution::SendableRecordBatchStream;
-use futures::stream::FuturesUnordered;
-use futures::{FutureExt, StreamExt};
+use futures::stream::{self, BoxStream};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 pub(crate) use segment_builder::{BuiltSegment, SegmentBuilder};
 pub(crate) use sink::SegmentSink;
 
@@ -90,37 +90,26 @@ impl Engine {
         }
     }
 
-    async fn fill(
-        &self,
-        written: &mut Written,
-        schema: SchemaRef,
-        mut stream: SendableRecordBatchStream,
-    ) -> Result<()> {
+    async fn fill(&self, written: &mut Written, schema: SchemaRef, rows: SendableRecordBatchStream) -> Result<()> {
         self.check_writable()?;
-        let mut builder = SegmentBuilder::new(Arc::clone(&schema), Arc::clone(self.encode_pool()));
-        let mut uploads = FuturesUnordered::new();
-        loop {
-            let next = stream.next().await.transpose().map_err(Error::from_datafusion)?;
-            let ended = next.is_none();
-            let (returned, built) = encode(builder, next).await?;
-            builder = returned;
-            for segment in built {
-                let id = SegmentId(self.environment().new_uuid());
-                written.in_flight.add(id);
-                uploads.push(quorum_write::write(self, id, written.transaction, segment).boxed());
-            }
-            while uploads.len() > if ended { 0 } else { SEGMENTS_IN_FLIGHT_MAX } {
-                if let Some(done) = uploads.next().await {
-                    let (entry, statistics) = done?;
-                    written.rows += entry.rows;
-                    written.statistics = written.statistics.concat(&statistics)?;
-                    written.segments.push(entry);
-                }
-            }
-            if ended {
-                return Ok(());
-            }
+        let builder = SegmentBuilder::new(schema, Arc::clone(self.encode_pool()));
+        let Written { transaction, segments, statistics, rows: row_count, in_flight } = written;
+        // Uploads go on while the next segment is read and encoded.
+        let mut uploaded = pin!(
+            encoded(builder, rows)
+                .map_ok(|segment| {
+                    let id = SegmentId(self.environment().new_uuid());
+                    in_flight.add(id);
+                    quorum_write::write(self, id, *transaction, segment).boxed()
+                })
+                .try_buffer_unordered(SEGMENTS_IN_FLIGHT_MAX)
+        );
+        while let Some((entry, entry_statistics)) = uploaded.try_next().await? {
+            *row_count += entry.rows;
+            *statistics = statistics.concat(&entry_statistics)?;
+            segments.push(entry);
         }
+        Ok(())
     }
 
     /// Commits `before` and then the written segments, as one version.
@@ -185,23 +174,38 @@ pub(crate) fn unknown_commit(transaction: TransactionId, cause: Error) -> Error 
         .source(cause)
 }
 
-/// One step of encoding on a blocking thread: adds a batch, or closes at the end of the stream.
-async fn encode(
-    mut builder: SegmentBuilder,
-    batch: Option<RecordBatch>,
-) -> Result<(SegmentBuilder, Vec<BuiltSegment>)> {
-    // Most batches only add to a buffer: no need to change threads for those.
-    if let Some(batch) = &batch
-        && !builder.would_encode(batch)
-    {
-        builder.push(batch.clone())?;
-        return Ok((builder, Vec::new()));
+/// The rows as segments, encoded on blocking threads.
+fn encoded(builder: SegmentBuilder, rows: SendableRecordBatchStream) -> BoxStream<'static, Result<BuiltSegment>> {
+    let steps = stream::try_unfold(Some((builder, rows)), next_segments);
+    steps.map_ok(|built| stream::iter(built.into_iter().map(Ok))).try_flatten().boxed()
+}
+
+/// What is left to encode; `None` at the end.
+type Rest = Option<(SegmentBuilder, SendableRecordBatchStream)>;
+
+/// Takes rows until they make a row group; gives the segments that this completes.
+async fn next_segments(rest: Rest) -> Result<Option<(Vec<BuiltSegment>, Rest)>> {
+    let Some((mut builder, mut rows)) = rest else { return Ok(None) };
+    while let Some(batch) = rows.next().await {
+        let batch = batch.map_err(Error::from_datafusion)?;
+        // Most batches only add to a buffer: no need to change threads for those.
+        if !builder.would_encode(&batch) {
+            builder.push(batch)?;
+            continue;
+        }
+        let (builder, built) = on_blocking_thread(builder, move |builder| builder.add(batch)).await?;
+        return Ok(Some((built, Some((builder, rows)))));
     }
+    let (_, built) = on_blocking_thread(builder, SegmentBuilder::finish).await?;
+    Ok(Some((built, None)))
+}
+
+async fn on_blocking_thread<F>(mut builder: SegmentBuilder, encode: F) -> Result<(SegmentBuilder, Vec<BuiltSegment>)>
+where
+    F: FnOnce(&mut SegmentBuilder) -> Result<Vec<BuiltSegment>> + Send + 'static,
+{
     let work = move || {
-        let built = match batch {
-            Some(batch) => builder.add(batch)?,
-            None => builder.finish()?,
-        };
+        let built = encode(&mut builder)?;
         Ok((builder, built))
     };
     run_blocking(work).await.unwrap_or_else(|| Err(Error::internal("encoding a segment panicked")))

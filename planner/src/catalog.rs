@@ -59,9 +59,9 @@ impl SnapshotCatalog {
 
     /// The session that plans what is inside of a view: names without a schema mean the default schema, whatever the
     /// session of the query has set.
-    fn inner_state(&self, view: Option<&RelationName>) -> SessionState {
+    fn inner_state(&self, view: &RelationName) -> SessionState {
         let mut inner = self.clone();
-        inner.views.extend(view.cloned());
+        inner.views.push(view.clone());
         let mut state = self.template.as_ref().clone();
         state.config_mut().options_mut().catalog.default_schema = DEFAULT_SCHEMA.to_owned();
         state.register_catalog_list(Arc::new(inner));
@@ -82,13 +82,14 @@ impl SnapshotCatalog {
             .hint("define some of the views over tables")
             .into());
         }
-        let plan = self.inner_state(Some(name)).create_logical_plan(sql).await;
+        let plan = self.inner_state(name).create_logical_plan(sql).await;
         let plan = plan.map_err(|error| self.explain_failure("view", name, error))?;
         Ok(Arc::new(ViewTable::new(plan, Some(sql.to_owned()))))
     }
 
     async fn external(&self, name: &RelationName, sql: &str) -> Result<Arc<dyn TableProvider>> {
-        let state = self.inner_state(None);
+        // A session without tables: planning the statement looks up the name that it defines, which would come here again.
+        let state = self.template.as_ref();
         let failure = |error| self.explain_failure("external table", name, error);
         let plan = state.create_logical_plan(sql).await.map_err(failure)?;
         let LogicalPlan::Ddl(DdlStatement::CreateExternalTable(command)) = plan else {
@@ -100,7 +101,7 @@ impl SnapshotCatalog {
             let message = format!("external table {name} has the unknown format {}", command.file_type);
             return Err(Error::new(ErrorCode::NotSupported, message).hint("PARQUET, CSV, JSON and ARROW work").into());
         };
-        factory.create(&state, &command).await.map_err(failure)
+        factory.create(state, &command).await.map_err(failure)
     }
 
     /// The error of a relation that cannot be planned, with its name.

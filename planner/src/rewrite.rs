@@ -3,6 +3,8 @@
 pub mod compose;
 pub mod push_fragment;
 pub mod pushable;
+pub mod yielding_joins;
 
 pub use push_fragment::PushFragment;
 pub use pushable::Pushable;
+pub use yielding_joins::YieldingJoins;

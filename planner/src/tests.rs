@@ -104,7 +104,7 @@ async fn answers_are_those_of_datafusion() {
         "select * from sales.nothing where a > 1",
         "select count(*), max(a) from sales.nothing",
         "select o.id from orders o left join sales.nothing n on o.id = n.a where n.a is null and o.id < 5",
-        "select id from orders where buyer is distinct from 3 and not (status = 'open' or id > 60)",
+        "select id from orders where (buyer is distinct from 3) and not (status = 'open' or id > 60)",
         "select substr(comment, 1, 5) || status, id from orders where comment is not null",
         "with recursive r(n) as (select 1 union all select n + 1 from r where n < 3) select id from orders join r on id = n",
     ] {
@@ -194,10 +194,11 @@ async fn what_is_not_pushed_says_why() {
 async fn both_sides_of_a_join_are_cut_down() {
     let sql = "select name, total from orders join customer on buyer = customer.id where status = 'open' and name <> 'customer 1'";
     insta::assert_snapshot!(explain(sql).await, @r"
-    HashJoinExec: mode=CollectLeft, join_type=Inner, on=[(id@0, buyer@0)], projection=[name@1, total@3]
-      CoalescePartitionsExec
-        StorageScanExec: table=public.customer, segments=2/2, columns=[id, name], filter=name != customer 1, not pushed: join: runs on the coordinator
-      StorageScanExec: table=public.orders, segments=4/4, columns=[buyer, status, total], filter=status = open, projection=[buyer, total], not pushed: join: runs on the coordinator
+    CooperativeExec
+      HashJoinExec: mode=CollectLeft, join_type=Inner, on=[(id@0, buyer@0)], projection=[name@1, total@3]
+        CoalescePartitionsExec
+          StorageScanExec: table=public.customer, segments=2/2, columns=[id, name], filter=name != customer 1, not pushed: join: runs on the coordinator
+        StorageScanExec: table=public.orders, segments=4/4, columns=[buyer, status, total], filter=status = open, projection=[buyer, total], not pushed: join: runs on the coordinator
     ");
 }
 

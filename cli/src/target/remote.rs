@@ -63,11 +63,18 @@ impl Remote {
         let mut client = self.client.clone();
         let info = client.execute(sql.to_owned(), None).await.map_err(|error| self.error(error))?;
         let ticket = first_ticket(&info).ok_or_else(|| self.broken("a flight without a ticket"))?;
-        let schema: Schema =
-            info.try_decode_schema().map_err(|error| self.broken("an unreadable schema").source(error))?;
-        let reply = client.do_get(ticket).await.map_err(|error| self.error(error))?;
+        let mut reply = client.do_get(ticket).await.map_err(|error| self.error(error))?;
         let id = reply.headers().get(QUERY_ID_HEADER).and_then(|id| id.to_str().ok()).and_then(|id| id.parse().ok());
-        Ok(RunningQuery { id, schema: Arc::new(schema), stream: self.batches(reply) })
+        if !info.schema.is_empty() {
+            let schema: Schema =
+                info.try_decode_schema().map_err(|error| self.broken("an unreadable schema").source(error))?;
+            return Ok(RunningQuery { id, schema: Arc::new(schema), stream: self.batches(reply) });
+        }
+        // A statement with effects has run by now; its schema comes with its result.
+        let first = reply.try_next().await.map_err(|error| flight_error(error, &self.peer))?;
+        let schema = reply.schema().cloned().ok_or_else(|| self.broken("a result without a schema"))?;
+        let stream = stream::iter(first.map(Ok)).chain(self.batches(reply)).boxed();
+        Ok(RunningQuery { id, schema, stream })
     }
 
     fn batches(&self, reply: FlightRecordBatchStream) -> BoxStream<'static, Result<RecordBatch>> {

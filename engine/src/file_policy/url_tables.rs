@@ -135,12 +135,11 @@ fn unreadable(name: &str, cause: DataFusionError) -> Error {
     if matches!(found.code(), ErrorCode::PermissionDenied | ErrorCode::NotSupported | ErrorCode::InvalidArgument) {
         return found;
     }
-    let message = if text.contains("No files for table") {
-        format!("there is no file at '{name}'")
-    } else {
-        format!("the file '{name}' cannot be read")
-    };
-    Error::new(ErrorCode::FileUnreadable, message)
-        .hint("check the path (relative ones start at the folder in which the process runs) and that the file is whole")
-        .source(found)
+    let hint =
+        "check the path (relative ones start at the folder in which the process runs) and that the file is whole";
+    if text.contains("No files for table") {
+        // DataFusion calls this a bug of its own: nothing for a user to read.
+        return Error::new(ErrorCode::FileUnreadable, format!("there is no file at '{name}'")).hint(hint);
+    }
+    Error::new(ErrorCode::FileUnreadable, format!("the file '{name}' cannot be read")).hint(hint).source(found)
 }

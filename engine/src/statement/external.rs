@@ -58,9 +58,7 @@ async fn open(context: &StatementContext, create: CreateExternalTable) -> Result
     let table = factory.create(context.state(), &command).await.map_err(|error| {
         let cause = Error::from_datafusion(error);
         match cause.code() {
-            ErrorCode::PermissionDenied | ErrorCode::InvalidArgument | ErrorCode::NotSupported | ErrorCode::SqlPlan => {
-                cause
-            }
+            ErrorCode::PermissionDenied | ErrorCode::InvalidArgument | ErrorCode::NotSupported => cause,
             _ => Error::new(ErrorCode::FileUnreadable, format!("the files at {locations} cannot be read"))
                 .hint("check the path and that the files are whole")
                 .source(cause),

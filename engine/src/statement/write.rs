@@ -2,13 +2,19 @@
 
 use std::sync::Arc;
 
-use arrow::array::{AsArray, RecordBatch};
+use arrow::array::{AsArray, RecordBatch, UInt64Array};
 use arrow::datatypes::UInt64Type;
 use aubade_proto::{Error, ErrorCode, Result};
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::datasource::sink::DataSinkExec;
+use datafusion::error::DataFusionError;
+use datafusion::execution::TaskContext;
 use datafusion::logical_expr::dml::InsertOp;
 use datafusion::logical_expr::{LogicalPlan, WriteOp};
 use datafusion::physical_plan::collect;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use futures::StreamExt;
+use tokio::sync::oneshot;
 
 use super::{StatementContext, unsupported};
 use crate::query::one_batch;
@@ -18,13 +24,49 @@ pub(super) async fn run(context: &StatementContext, plan: LogicalPlan) -> Result
     check(context, &plan)?;
     let physical = context.physical_plan(&plan).await?;
     let schema = physical.schema();
-    let batches = collect(physical, context.state().task_ctx()).await.map_err(|error| context.improve(error))?;
+    let task = context.state().task_ctx();
+    let batches = match physical.downcast_ref::<DataSinkExec>() {
+        Some(copy) if matches!(plan, LogicalPlan::Copy(_)) => {
+            let rows = copy_all(copy, &task).await.map_err(|error| context.improve(error))?;
+            vec![RecordBatch::try_new(Arc::clone(&schema), vec![Arc::new(UInt64Array::from(vec![rows]))])?]
+        }
+        _ => collect(physical, task).await.map_err(|error| context.improve(error))?,
+    };
     let rows = batches.iter().filter_map(count).fold(0_u64, u64::saturating_add);
     let run = context.run()?;
     run.add_rows(rows);
     run.finish();
     let stream = one_batch(Arc::clone(&schema), batches);
     Ok(QueryOutput { query_id: run.id(), schema, stream, affected_rows: Some(rows) })
+}
+
+/// Writes all rows of a COPY, or no file.
+///
+/// DataFusion's sinks complete their files when the rows end, whether well or with an error. So an error is kept from
+/// them: it ends the writing from outside, and a file that is not complete never appears.
+async fn copy_all(copy: &DataSinkExec, task: &Arc<TaskContext>) -> Result<u64, DataFusionError> {
+    let rows = copy.input().execute(0, Arc::clone(task))?;
+    let (failed, failure) = oneshot::channel();
+    let mut failed = Some(failed);
+    let schema = rows.schema();
+    let guarded = rows.then(move |batch| {
+        let failed = if batch.is_err() { failed.take() } else { None };
+        async move {
+            match (batch, failed) {
+                (Err(error), Some(failed)) => {
+                    let _ = failed.send(error);
+                    std::future::pending().await
+                }
+                (batch, _) => batch,
+            }
+        }
+    });
+    let guarded = Box::pin(RecordBatchStreamAdapter::new(schema, guarded));
+    tokio::select! {
+        biased;
+        Ok(error) = failure => Err(error),
+        written = copy.sink().write_all(guarded, task) => written,
+    }
 }
 
 fn check(context: &StatementContext, plan: &LogicalPlan) -> Result<()> {

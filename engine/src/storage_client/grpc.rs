@@ -27,9 +27,11 @@ use crate::limits::{CONNECT_TIMEOUT, NODE_MESSAGE_BYTES_MAX, UPLOAD_CHUNK_BYTES}
 /// Pings find a peer that stopped answering without closing its connection.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Large enough that one stream of 1 MiB batches does not wait for window updates.
-const STREAM_WINDOW_BYTES: u32 = 4 << 20;
-const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// About one batch: what a scan that nobody reads on may leave in memory.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+/// Room for the windows of all calls that a node takes on one connection (200): with less, scans whose clients read
+/// slowly would keep all other queries from receiving anything.
+const CONNECTION_WINDOW_BYTES: u32 = 200 * STREAM_WINDOW_BYTES;
 
 /// Connects to nodes through the environment's network.
 #[derive(Debug)]

@@ -186,11 +186,18 @@ async fn a_query_that_nobody_reads_on_is_cancelled() {
 async fn a_deadline_ends_a_query_while_it_is_read() {
     let db = Database::open().await;
     let options = ExecuteOptions { timeout: Some(Duration::from_millis(200)) };
-    let sql = "SELECT sum(value % 7) FROM generate_series(1, 1000000000000)";
-    let output = db.session.execute_with(sql, None, options).await.unwrap();
-    let id = output.query_id;
-    assert_eq!(lines(output).await.unwrap_err().code(), ErrorCode::DeadlineExceeded);
-    assert_eq!(db.engine.queries().get(id).unwrap().state, QueryState::Cancelled);
+    for sql in [
+        "SELECT sum(value % 7) FROM generate_series(1, 1000000000000)",
+        // Joins that make a great many rows of few, without asking their inputs for more.
+        "SELECT count(*) FROM generate_series(1, 1000000) a, generate_series(1, 1000000) b WHERE a.value + b.value > 0",
+        "SELECT count(*) FROM generate_series(1, 1000000) a JOIN generate_series(1, 1000000) b ON a.value % 2 = b.value % 2",
+        "SELECT count(*) FROM generate_series(1, 1000000) a CROSS JOIN (SELECT value FROM generate_series(1, 1000000)) b",
+    ] {
+        let output = db.session.execute_with(sql, None, options).await.unwrap();
+        let id = output.query_id;
+        assert_eq!(lines(output).await.unwrap_err().code(), ErrorCode::DeadlineExceeded, "{sql}");
+        assert_eq!(db.engine.queries().get(id).unwrap().state, QueryState::Cancelled, "{sql}");
+    }
 }
 
 #[tokio::test]
