@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 import time
+from typing import Callable
 
 READY = re.compile(r"listening on (?:grpc://)?(\S+:\d+)")
 START_TIMEOUT_SECONDS = 60.0
@@ -23,17 +24,43 @@ def binary() -> str:
     return path
 
 
+def eventually(what: str, condition: Callable[[], bool], timeout: float = 20.0) -> None:
+    """Returns once `condition` holds; raises when it does not before `timeout`."""
+    end = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > end:
+            raise RuntimeError(f"not within {timeout:.0f} s: {what}")
+        time.sleep(0.05)
+
+
+def run(*arguments: str, check: bool = True, timeout: float = 600, **options) -> subprocess.CompletedProcess:
+    """Runs the binary to its end and returns what it wrote."""
+    done = subprocess.run(
+        [binary(), *arguments], capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL, **options
+    )
+    if check and done.returncode != 0:
+        raise RuntimeError(f"aubade {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    return done
+
+
 class Server:
     """One child process that says `listening on ...` on its standard output when it is ready."""
 
-    def __init__(self, name: str, arguments: list[str], log: pathlib.Path, cwd: pathlib.Path | None = None):
+    def __init__(
+        self,
+        name: str,
+        arguments: list[str],
+        log: pathlib.Path,
+        cwd: pathlib.Path | None = None,
+        env: dict[str, str] | None = None,
+    ):
         self.name = name
         self.log = log
         self.address = ""
         self._ready = threading.Event()
         self._log_file = open(log, "ab")
         self.process = subprocess.Popen(
-            arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._log_file, cwd=cwd
+            arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._log_file, cwd=cwd, env=env
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -92,9 +119,18 @@ class Server:
 class Cluster:
     """Six storage nodes in three zones and a coordinator, on ports that the system picks."""
 
-    def __init__(self, folder: pathlib.Path, nodes: int = 6, copies: int = 6, serve_arguments: tuple[str, ...] = ()):
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        nodes: int = 6,
+        copies: int = 6,
+        serve_arguments: tuple[str, ...] = (),
+        url: str | None = None,
+        env: dict[str, str] | None = None,
+    ):
         self.folder = folder
-        self.url = f"file://{folder / 'cluster'}"
+        self.url = url or f"file://{folder / 'cluster'}"
+        self.env = env
         self.serve_arguments = serve_arguments
         self.nodes: list[Server] = []
         self.coordinator: Server | None = None
@@ -120,7 +156,7 @@ class Cluster:
         return self._spawn(f"node{index + 1}", ["storage-node", *arguments, "--listen", "127.0.0.1:0"])
 
     def _spawn(self, name: str, arguments: list[str]) -> Server:
-        return Server(name, [binary(), *arguments], self.folder / f"{name}.log")
+        return Server(name, [binary(), *arguments], self.folder / f"{name}.log", env=self.env)
 
     @property
     def uri(self) -> str:
@@ -142,14 +178,9 @@ class Cluster:
         self.nodes[index] = self._start_node(index)
         self.nodes[index].wait_ready()
 
-    def run(self, *arguments: str, check: bool = True, timeout: float = 600, **options) -> subprocess.CompletedProcess:
+    def run(self, *arguments: str, **options) -> subprocess.CompletedProcess:
         """Runs the binary to its end and returns what it wrote."""
-        done = subprocess.run(
-            [binary(), *arguments], capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL, **options
-        )
-        if check and done.returncode != 0:
-            raise RuntimeError(f"aubade {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
-        return done
+        return run(*arguments, **({"env": self.env} | options))
 
     def status(self) -> dict:
         """What the coordinator says of the cluster."""
