@@ -19,6 +19,8 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Large enough that a stream of 1 MiB batches does not wait for window updates.
 const STREAM_WINDOW_BYTES: u32 = 8 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// With the default of 16 KiB, a large result is mostly the handling of frames.
+const FRAME_BYTES: u32 = 1 << 20;
 
 /// `host:port` of a Flight SQL URL such as `grpc://127.0.0.1:7000`.
 ///
@@ -52,7 +54,8 @@ pub(crate) fn channel(environment: &Environment, address: &str) -> Result<Channe
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES);
     let network = Arc::clone(&environment.network);
     let address = address.to_owned();
     let connector = tower::service_fn(move |_: Uri| {

@@ -48,6 +48,8 @@ pub(crate) const ENCODE_BYTES_MAX: usize = 64 << 20;
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 /// See [`STREAM_WINDOW_BYTES`].
 pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// Bytes of an HTTP/2 frame: with the default of 16 KiB an upload is mostly the handling of frames.
+pub(crate) const FRAME_BYTES: u32 = 1 << 20;
 /// The longest that a call may take to answer; callers send shorter deadlines of their own.
 pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(3_600);
 /// Age at which a connection is replaced, so that load spreads again after a restart.

@@ -96,6 +96,7 @@ fn server() -> Server {
         .http2_keepalive_timeout(Some(limits::KEEPALIVE_TIMEOUT))
         .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
         .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
+        .max_frame_size(limits::FRAME_BYTES)
 }
 
 /// Serves `node` on `listener` until `tasks` stop; then running scans finish, within limits, and the

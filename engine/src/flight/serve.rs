@@ -33,6 +33,8 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Flow-control windows: results are large, and 64 KiB would wait for the client all the time.
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// With the default of 16 KiB, a bulk load is mostly the handling of frames.
+const FRAME_BYTES: u32 = 1 << 20;
 /// Pause after a failed accept: usually there are no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Time for connections to close once all their calls have ended.
@@ -95,6 +97,7 @@ fn server_builder(options: &FlightOptions) -> Server {
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES)
 }
 
 /// Accepted connections, at most `connections_max` open at a time.

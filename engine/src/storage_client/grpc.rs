@@ -32,6 +32,8 @@ const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 /// Room for the windows of all calls that a node takes on one connection (200): with less, scans whose clients read
 /// slowly would keep all other queries from receiving anything.
 const CONNECTION_WINDOW_BYTES: u32 = 200 * STREAM_WINDOW_BYTES;
+/// With the default of 16 KiB, the handling of frames is a good part of what a scan costs.
+const FRAME_BYTES: u32 = 1 << 20;
 
 /// Connects to nodes through the environment's network.
 #[derive(Debug)]
@@ -55,7 +57,8 @@ impl StorageClients for GrpcClients {
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_frame_size(FRAME_BYTES);
         let network = Arc::clone(&self.network);
         let address = node.address.clone();
         let connector = tower::service_fn(move |_: Uri| {
