@@ -377,7 +377,6 @@ def test_files_of_the_open_folder_are_read_and_written(shared):
     assert ask(shared, "select sum(a) from t") == [(3,)]
 
 
-@defect("the catalog plans its CREATE to open an external table, which opens it again: a stack overflow")
 def test_an_external_table_of_the_open_folder_is_read(shared):
     ask(shared, external("e", f"{shared.open}/in.csv"))
     assert ask(shared, "select b from e where a = 2") == [("y",)]

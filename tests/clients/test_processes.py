@@ -7,7 +7,6 @@ import adbc_driver_flightsql.dbapi
 import pytest
 
 from cluster import Cluster
-from known import defect
 
 ROWS = 600_000
 SQL = "select count(*), sum(id), sum(length(s)) from big"
@@ -169,7 +168,6 @@ def test_the_shell_prints_every_format(fresh, format):
     assert "42" in done.stdout and "answer" in done.stdout
 
 
-@defect("the shell reads the empty schema of a flight, which means not known yet, as a broken one")
 def test_the_shell_makes_and_fills_a_table(fresh):
     for sql in ("create table t (a bigint)", "insert into t values (1), (2)", "create view v as select 2 as a"):
         fresh.run("sql", "--url", fresh.uri, "-c", sql)
