@@ -24,8 +24,9 @@ pub(crate) const NODE_MESSAGE_BYTES_MAX: usize = 64 << 20;
 pub(crate) const SEGMENTS_PER_REQUEST_MAX: usize = 32;
 /// Requests that one partition of a scan has open at a time.
 pub(crate) const REQUESTS_PER_PARTITION_MAX: usize = 4;
-/// Times that a segment is asked of all its replicas before the query fails.
-pub(crate) const SCAN_ROUNDS_MAX: usize = 3;
+/// Times that a segment is asked of all its replicas before the query fails. With the pause, the rounds last longer than
+/// two looks at the manifest, so that a node that comes back at another address is found.
+pub(crate) const SCAN_ROUNDS_MAX: usize = 8;
 /// Pause between two such rounds.
 pub(crate) const SCAN_ROUND_PAUSE: Duration = Duration::from_millis(300);
 /// Deadline of a scan for which nobody gave one.
