@@ -4,8 +4,11 @@ use std::sync::Arc;
 
 use arrow::datatypes::{Field, Schema, SchemaRef};
 use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::utils::conjunction_opt;
 
+use crate::code::ErrorCode;
 use crate::error::{Error, Result};
+use crate::reduction::Reduction;
 
 /// One output column of a fragment.
 #[derive(Clone, Debug)]
@@ -16,13 +19,15 @@ pub struct ProjectionColumn {
     pub name: String,
 }
 
-/// Scan, filter, projection and limit, in this order.
+/// Scan, filter, projection, and then a reduction or a limit, in this order.
 #[derive(Clone, Debug)]
 pub struct Fragment {
     scan_schema: SchemaRef,
     filter: Option<Arc<dyn PhysicalExpr>>,
     projection: Vec<ProjectionColumn>,
+    projected_schema: SchemaRef,
     output_schema: SchemaRef,
+    reduction: Option<Reduction>,
     limit: Option<u64>,
 }
 
@@ -47,8 +52,39 @@ impl Fragment {
         if let Some(filter) = &filter {
             filter.data_type(&scan_schema).map_err(Error::from)?;
         }
-        let output_schema = Arc::new(Schema::new(fields));
-        Ok(Self { scan_schema, filter, projection, output_schema, limit })
+        let projected_schema = Arc::new(Schema::new(fields));
+        let output_schema = Arc::clone(&projected_schema);
+        Ok(Self { scan_schema, filter, projection, projected_schema, output_schema, reduction: None, limit })
+    }
+
+    /// The same fragment with its rows reduced before they are sent.
+    ///
+    /// # Errors
+    /// When the reduction is over other columns, or the fragment has a limit: what it would cut off
+    /// is open.
+    pub fn with_reduction(&self, reduction: Reduction) -> Result<Self> {
+        let types = |schema: &Schema| schema.fields().iter().map(|field| field.data_type().clone()).collect::<Vec<_>>();
+        let (wanted, found) = (types(&reduction.input_schema()), types(&self.projected_schema));
+        if wanted != found {
+            let text = format!("a reduction of columns {wanted:?} does not fit a projection of {found:?}");
+            return Err(Error::new(ErrorCode::InvalidMessage, text));
+        }
+        if self.limit.is_some() {
+            return Err(Error::new(ErrorCode::NotSupported, "a fragment with a limit cannot be reduced as well"));
+        }
+        Ok(Self { output_schema: reduction.schema(), reduction: Some(reduction), ..self.clone() })
+    }
+
+    /// The same fragment, whose rows also have to pass `filters`, over the scan schema.
+    ///
+    /// # Errors
+    /// When a filter does not fit the scan schema.
+    pub fn with_more_filters(&self, filters: Vec<Arc<dyn PhysicalExpr>>) -> Result<Self> {
+        for filter in &filters {
+            filter.data_type(&self.scan_schema)?;
+        }
+        let filter = conjunction_opt(self.filter.iter().cloned().chain(filters));
+        Ok(Self { filter, ..self.clone() })
     }
 
     /// The columns that are read.
@@ -64,6 +100,16 @@ impl Fragment {
     /// The output columns.
     pub fn projection(&self) -> &[ProjectionColumn] {
         &self.projection
+    }
+
+    /// What the projection yields.
+    pub fn projected_schema(&self) -> &SchemaRef {
+        &self.projected_schema
+    }
+
+    /// What becomes of the projected rows before they are sent.
+    pub fn reduction(&self) -> Option<&Reduction> {
+        self.reduction.as_ref()
     }
 
     /// What a scan of it yields.

@@ -8,6 +8,8 @@ pub mod convert;
 pub mod error;
 pub mod fragment;
 pub mod id;
+pub mod membership;
+pub mod reduction;
 pub mod scan;
 pub mod segment;
 pub mod wire;
@@ -16,8 +18,10 @@ pub use code::{ErrorCode, Retry};
 pub use error::{Error, Result, ResultExt};
 pub use fragment::{Fragment, ProjectionColumn};
 pub use id::{ClusterId, Epoch, NodeId, RelationId, RequestId, SegmentId, TransactionId, Version};
+pub use membership::{KeySet, Membership};
+pub use reduction::{Reduction, ReductionKind};
 pub use scan::{CallHeader, ScanEvent, ScanRequest, ScanStatistics, SegmentScan};
 pub use segment::{NodeInfo, PutReceipt, SegmentDescription};
 
 /// The version of the storage protocol that this build speaks.
-pub const STORAGE_PROTOCOL: u32 = 1;
+pub const STORAGE_PROTOCOL: u32 = 2;

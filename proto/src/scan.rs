@@ -60,6 +60,20 @@ pub enum ScanEvent {
         /// Encoded size on the wire, bytes; 0 in process.
         wire_bytes: u64,
     },
+    /// Reduced rows of several segments together. They count only once a [`ScanEvent::MergedDone`]
+    /// has said of which: until then the reader keeps them.
+    Merged {
+        /// The rows, in the fragment's output schema.
+        batch: RecordBatch,
+        /// Encoded size on the wire, bytes; 0 in process.
+        wire_bytes: u64,
+    },
+    /// The merged rows since the start, or since the last of these events, stand for all rows of
+    /// these segments, of which nothing was sent before.
+    MergedDone {
+        /// Indices into [`ScanRequest::segments`], with what each took.
+        segments: Vec<(usize, ScanStatistics)>,
+    },
     /// A segment is complete, or the limit is reached.
     SegmentDone {
         /// Index into [`ScanRequest::segments`].

@@ -6,18 +6,23 @@ use arrow::datatypes::{Schema, SchemaRef};
 use arrow::ipc::writer::IpcWriteOptions;
 use arrow_flight::{IpcMessage, SchemaAsIpc};
 use bytes::Bytes;
+use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::execution::TaskContext;
 use datafusion::physical_expr::utils::conjunction_opt;
 use datafusion::physical_expr::{PhysicalExpr, split_conjunction};
-use datafusion_proto::physical_plan::DefaultPhysicalExtensionCodec;
+use datafusion_proto::physical_plan::{AsExecutionPlan, DefaultPhysicalExtensionCodec};
 use datafusion_proto::physical_plan::from_proto::parse_physical_expr;
 use datafusion_proto::physical_plan::to_proto::serialize_physical_expr;
-use datafusion_proto::protobuf::PhysicalExprNode;
+use datafusion_proto::protobuf::physical_plan_node::PhysicalPlanType;
+use datafusion_proto::protobuf::{PhysicalExprNode, PhysicalPlanNode};
 use prost::Message;
 
 use crate::code::ErrorCode;
 use crate::error::{Error, Result, ResultExt};
 use crate::fragment::{Fragment, ProjectionColumn};
+use crate::membership::{KeySet, Membership};
+use crate::reduction::Reduction;
+use super::required;
 use crate::wire::storage as wire;
 
 /// An Arrow schema as an IPC message.
@@ -45,6 +50,9 @@ pub fn decode_schema(bytes: &Bytes, field: &str) -> Result<SchemaRef> {
 /// Levels of an expression that can be sent: prost decodes 100 levels of messages, and each level of
 /// an expression takes two.
 const EXPRESSION_DEPTH_MAX: usize = 45;
+
+/// Levels that the operator around the expressions of a reduction takes.
+const REDUCTION_LEVELS: usize = 5;
 
 fn is_deeper_than(expression: &Arc<dyn PhysicalExpr>, levels: usize) -> bool {
     match levels.checked_sub(1) {
@@ -77,6 +85,77 @@ fn decode_expression(
     })
 }
 
+fn encode_membership(membership: &Membership) -> Result<wire::Membership> {
+    let set = match membership.set() {
+        KeySet::Bitmap { first, bits } => {
+            let bytes = Bytes::from(bits.sliced().into_vec::<u8>().unwrap_or_else(|shared| shared.as_slice().to_vec()));
+            wire::membership::Set::Bitmap(wire::KeyBitmap { first: *first, count: bits.len() as u64, bits: bytes })
+        }
+        KeySet::Bloom(filter) => {
+            let mut bytes = Vec::new();
+            filter
+                .write_bitset(&mut bytes)
+                .context(ErrorCode::Internal, || "a Bloom filter could not be encoded".to_owned())?;
+            wire::membership::Set::Bloom(bytes.into())
+        }
+    };
+    Ok(wire::Membership { key: encode_expression(membership.key())?, set: Some(set) })
+}
+
+fn decode_membership(
+    message: &wire::Membership,
+    schema: &Schema,
+    functions: &TaskContext,
+) -> Result<Arc<dyn PhysicalExpr>> {
+    let key = decode_expression(&message.key, schema, functions, "fragment.memberships.key")?;
+    let key_type = key.data_type(schema)?;
+    if !KeySet::supports(&key_type) {
+        let text = format!("field fragment.memberships.key has type {key_type}, of which there are no sets");
+        return Err(Error::new(ErrorCode::InvalidMessage, text));
+    }
+    let set = match required(message.set.as_ref(), "fragment.memberships.set")? {
+        wire::membership::Set::Bitmap(bitmap) => KeySet::from_bitmap(bitmap.first, bitmap.count, bitmap.bits.clone())?,
+        wire::membership::Set::Bloom(bitset) => KeySet::from_bloom(bitset)?,
+    };
+    Ok(Arc::new(Membership::new(key, set)))
+}
+
+fn encode_reduction(reduction: &Reduction) -> Result<Bytes> {
+    let mut too_deep = false;
+    reduction.plan().apply_expressions(&mut |expression| {
+        too_deep |= is_deeper_than(expression, EXPRESSION_DEPTH_MAX - REDUCTION_LEVELS);
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    if too_deep {
+        let text = format!("an expression is nested more than {} levels deep", EXPRESSION_DEPTH_MAX - REDUCTION_LEVELS);
+        return Err(Error::new(ErrorCode::NotSupported, text));
+    }
+    let codec = DefaultPhysicalExtensionCodec {};
+    let node = PhysicalPlanNode::try_from_physical_plan(Arc::clone(reduction.plan()), &codec)
+        .context(ErrorCode::NotSupported, || format!("{} cannot be sent to a storage node", reduction.plan().name()))?;
+    Ok(node.encode_to_vec().into())
+}
+
+fn decode_reduction(bytes: &[u8], functions: &TaskContext) -> Result<Reduction> {
+    let node = PhysicalPlanNode::decode(bytes)
+        .context(ErrorCode::InvalidMessage, || "field fragment.reduction is no plan".to_owned())?;
+    // Looked at before it is turned into an operator: other nodes of a plan can name files.
+    let input = match &node.physical_plan_type {
+        Some(PhysicalPlanType::Aggregate(aggregate)) => aggregate.input.as_ref(),
+        Some(PhysicalPlanType::Sort(sort)) => sort.input.as_ref(),
+        _ => None,
+    };
+    if !input.is_some_and(|input| matches!(input.physical_plan_type, Some(PhysicalPlanType::Empty(_)))) {
+        let text = "field fragment.reduction is neither a partial aggregate nor a sort with a fetch over its rows";
+        return Err(Error::new(ErrorCode::NotSupported, text));
+    }
+    let plan = node.try_into_physical_plan(functions, &DefaultPhysicalExtensionCodec {}).map_err(|error| {
+        Error::new(ErrorCode::NotSupported, "field fragment.reduction has something that this node does not know")
+            .source(error)
+    })?;
+    Reduction::try_from_plan(plan)
+}
+
 /// The wire form of a fragment.
 ///
 /// # Errors
@@ -86,12 +165,20 @@ pub fn encode_fragment(fragment: &Fragment) -> Result<wire::Fragment> {
     let projection = fragment.projection().iter().map(|column| {
         Ok(wire::NamedExpression { expression: encode_expression(&column.expression)?, name: column.name.clone() })
     });
-    let conjuncts = fragment.filter().map(split_conjunction).unwrap_or_default();
+    let (mut filter, mut memberships) = (Vec::new(), Vec::new());
+    for conjunct in fragment.filter().map(split_conjunction).unwrap_or_default() {
+        match conjunct.downcast_ref::<Membership>() {
+            Some(membership) => memberships.push(encode_membership(membership)?),
+            None => filter.push(encode_expression(conjunct)?),
+        }
+    }
     Ok(wire::Fragment {
         scan_schema: encode_schema(fragment.scan_schema())?,
-        filter: conjuncts.into_iter().map(encode_expression).collect::<Result<_>>()?,
+        filter,
         projection: projection.collect::<Result<_>>()?,
         limit: fragment.limit(),
+        memberships,
+        reduction: fragment.reduction().map(encode_reduction).transpose()?.unwrap_or_default(),
     })
 }
 
@@ -104,19 +191,31 @@ pub fn decode_fragment(message: &wire::Fragment, functions: &TaskContext) -> Res
     let schema = decode_schema(&message.scan_schema, "fragment.scan_schema")?;
     let conjuncts = message.filter.iter();
     let conjuncts = conjuncts.map(|bytes| decode_expression(bytes, &schema, functions, "fragment.filter"));
-    let filter = conjunction_opt(conjuncts.collect::<Result<Vec<_>>>()?);
+    let memberships = message.memberships.iter();
+    let memberships = memberships.map(|membership| decode_membership(membership, &schema, functions));
+    let filter = conjunction_opt(conjuncts.chain(memberships).collect::<Result<Vec<_>>>()?);
     let projection = message.projection.iter().map(|column| {
         let expression = decode_expression(&column.expression, &schema, functions, "fragment.projection")?;
         Ok(ProjectionColumn { expression, name: column.name.clone() })
     });
-    Fragment::try_new(Arc::clone(&schema), filter, projection.collect::<Result<_>>()?, message.limit)
+    let fragment = Fragment::try_new(Arc::clone(&schema), filter, projection.collect::<Result<_>>()?, message.limit)?;
+    if message.reduction.is_empty() {
+        return Ok(fragment);
+    }
+    fragment.with_reduction(decode_reduction(&message.reduction, functions)?)
 }
 
 #[cfg(test)]
 mod tests {
+    use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringViewArray};
     use arrow::datatypes::{DataType, Field};
+    use datafusion::functions_aggregate::count::count_udaf;
     use datafusion::logical_expr::Operator;
     use datafusion::physical_expr::expressions::{binary, col, lit};
+    use datafusion::physical_expr::aggregate::AggregateExprBuilder;
+    use datafusion::physical_plan::ExecutionPlan;
+    use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode, PhysicalGroupBy};
+    use datafusion::physical_plan::empty::EmptyExec;
     use datafusion::prelude::SessionContext;
 
     use super::*;
@@ -171,5 +270,53 @@ mod tests {
         let error = decode_fragment(&message, &SessionContext::new().task_ctx()).unwrap_err();
         assert_eq!(error.code(), ErrorCode::InvalidMessage);
         assert!(error.message().contains("fragment.scan_schema"), "{error}");
+    }
+
+    fn aggregate() -> Fragment {
+        let fragment = fragment().with_limit(None);
+        let schema = Arc::clone(fragment.projected_schema());
+        let count = AggregateExprBuilder::new(count_udaf(), vec![col("x", &schema).unwrap()])
+            .schema(Arc::clone(&schema))
+            .alias("n")
+            .build()
+            .unwrap();
+        let group = PhysicalGroupBy::new_single(vec![(col("x", &schema).unwrap(), "x".to_owned())]);
+        let input = Arc::new(EmptyExec::new(Arc::clone(&schema)));
+        let plan = AggregateExec::try_new(AggregateMode::Partial, group, vec![Arc::new(count)], vec![None], input, schema);
+        fragment.with_reduction(Reduction::aggregate(&plan.unwrap()).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn reductions_come_back_and_other_plans_are_refused() {
+        let sent = aggregate();
+        let mut message = encode_fragment(&sent).unwrap();
+        let context = SessionContext::new().task_ctx();
+        let received = decode_fragment(&message, &context).unwrap();
+        assert_eq!(received.output_schema(), sent.output_schema());
+        assert_eq!(received.reduction().unwrap().describe(), sent.reduction().unwrap().describe());
+        let bare: Arc<dyn ExecutionPlan> = Arc::new(EmptyExec::new(Arc::clone(sent.scan_schema())));
+        let bare = PhysicalPlanNode::try_from_physical_plan(bare, &DefaultPhysicalExtensionCodec {}).unwrap();
+        message.reduction = bare.encode_to_vec().into();
+        assert_eq!(decode_fragment(&message, &context).unwrap_err().code(), ErrorCode::NotSupported);
+    }
+
+    #[test]
+    fn sets_of_keys_come_back() {
+        let fragment = fragment();
+        let schema = fragment.scan_schema();
+        let keys: ArrayRef = Arc::new(Int64Array::from(vec![3, 9]));
+        let texts: ArrayRef = Arc::new(StringViewArray::from(vec!["yes"]));
+        let member = |column: &str, keys: &ArrayRef| {
+            let set = KeySet::build(std::slice::from_ref(keys)).unwrap().unwrap();
+            Arc::new(Membership::new(col(column, schema).unwrap(), set)) as Arc<dyn PhysicalExpr>
+        };
+        let sent = fragment.with_more_filters(vec![member("a", &keys), member("b", &texts)]).unwrap();
+        let received = decode_fragment(&encode_fragment(&sent).unwrap(), &SessionContext::new().task_ctx()).unwrap();
+        let rows = RecordBatch::try_new(
+            Arc::clone(schema),
+            vec![Arc::new(Int64Array::from(vec![9, 9, 8])), Arc::new(StringViewArray::from(vec!["yes", "no", "yes"]))],
+        );
+        let passed = received.filter().unwrap().evaluate(&rows.unwrap()).unwrap().into_array(3).unwrap();
+        assert_eq!(passed.as_boolean().iter().map(Option::unwrap).collect::<Vec<_>>(), [true, false, false]);
     }
 }

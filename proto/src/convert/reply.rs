@@ -19,7 +19,7 @@ use super::required;
 use super::scan::{decode_statistics, encode_statistics};
 use crate::code::ErrorCode;
 use crate::error::{Error, Result, ResultExt};
-use crate::scan::ScanEvent;
+use crate::scan::{ScanEvent, ScanStatistics};
 use crate::wire::storage as wire;
 use crate::wire::storage::scan_reply::Event;
 
@@ -133,12 +133,20 @@ impl ScanEncoder {
     pub fn encode(&mut self, event: &ScanEvent) -> Result<Vec<wire::ScanReply>> {
         match event {
             ScanEvent::Batch { segment_index, batch, rows_through, .. } => {
-                self.encode_batch(index_to_wire(*segment_index)?, batch, *rows_through)
+                let segment_index = index_to_wire(*segment_index)?;
+                self.encode_batch(batch, |rows_after| {
+                    let rows_through = rows_through.saturating_sub(rows_after as u64);
+                    Event::Batch(wire::BatchEvent { segment_index, rows_through })
+                })
+            }
+            ScanEvent::Merged { batch, .. } => self.encode_batch(batch, |_| Event::Merged(wire::Merged {})),
+            ScanEvent::MergedDone { segments } => {
+                let segments = segments.iter().map(|(index, statistics)| segment_done(*index, statistics));
+                let segments = segments.collect::<Result<_>>()?;
+                Ok(vec![reply(Event::MergedDone(wire::MergedDone { segments }))])
             }
             ScanEvent::SegmentDone { segment_index, statistics } => {
-                let segment_index = index_to_wire(*segment_index)?;
-                let statistics = Some(encode_statistics(statistics));
-                Ok(vec![reply(Event::SegmentDone(wire::SegmentDone { segment_index, statistics }))])
+                Ok(vec![reply(Event::SegmentDone(segment_done(*segment_index, statistics)?))])
             }
             ScanEvent::SegmentFailed { segment_index, error } => {
                 let segment_index = index_to_wire(*segment_index)?;
@@ -148,7 +156,8 @@ impl ScanEncoder {
         }
     }
 
-    fn encode_batch(&mut self, segment_index: u32, batch: &RecordBatch, through: u64) -> Result<Vec<wire::ScanReply>> {
+    /// A batch in pieces; `event` goes with each, and is told how many rows come after it.
+    fn encode_batch(&mut self, batch: &RecordBatch, event: impl Fn(usize) -> Event) -> Result<Vec<wire::ScanReply>> {
         if batch.num_columns() != self.schema.fields().len() {
             return Err(Error::internal("a batch does not have the columns of the fragment's output"));
         }
@@ -168,9 +177,7 @@ impl ScanEncoder {
             let piece = cast_batch(&batch.slice(offset, length), &self.schema)?;
             let encoded = self.generator.encode(&piece, &mut self.dictionaries, &self.options, &mut self.context)?.1;
             offset += length;
-            let rows_through = through.saturating_sub((rows - offset) as u64);
-            let event = Event::Batch(wire::BatchEvent { segment_index, rows_through });
-            replies.push(wire::ScanReply { data: Some(encoded.into()), event: Some(event) });
+            replies.push(wire::ScanReply { data: Some(encoded.into()), event: Some(event(rows - offset)) });
         }
         Ok(replies)
     }
@@ -180,12 +187,21 @@ fn reply(event: Event) -> wire::ScanReply {
     wire::ScanReply { data: None, event: Some(event) }
 }
 
+fn segment_done(index: usize, statistics: &ScanStatistics) -> Result<wire::SegmentDone> {
+    Ok(wire::SegmentDone { segment_index: index_to_wire(index)?, statistics: Some(encode_statistics(statistics)) })
+}
+
 fn index_to_wire(index: usize) -> Result<u32> {
     u32::try_from(index).context(ErrorCode::LimitExceeded, || format!("segment index {index} is beyond 32 bits"))
 }
 
 fn index_from_wire(index: u32) -> Result<usize> {
     usize::try_from(index).context(ErrorCode::InvalidMessage, || format!("segment index {index} is too large"))
+}
+
+fn decode_segment_done(event: &wire::SegmentDone) -> Result<(usize, ScanStatistics)> {
+    let statistics = decode_statistics(required(event.statistics.as_ref(), "segment_done.statistics")?);
+    Ok((index_from_wire(event.segment_index)?, statistics))
 }
 
 /// Turns the messages of one scan back into events.
@@ -220,9 +236,16 @@ impl ScanDecoder {
                 let batch = self.decode_batch(data)?;
                 Ok(Some(ScanEvent::Batch { segment_index, batch, rows_through: event.rows_through, wire_bytes }))
             }
+            (Some(data), Some(Event::Merged(_))) => {
+                let batch = self.decode_batch(data)?;
+                Ok(Some(ScanEvent::Merged { batch, wire_bytes }))
+            }
+            (None, Some(Event::MergedDone(event))) => {
+                let segments = event.segments.iter().map(decode_segment_done).collect::<Result<_>>()?;
+                Ok(Some(ScanEvent::MergedDone { segments }))
+            }
             (None, Some(Event::SegmentDone(event))) => {
-                let segment_index = index_from_wire(event.segment_index)?;
-                let statistics = decode_statistics(&required(event.statistics, "segment_done.statistics")?);
+                let (segment_index, statistics) = decode_segment_done(&event)?;
                 Ok(Some(ScanEvent::SegmentDone { segment_index, statistics }))
             }
             (None, Some(Event::SegmentFailed(event))) => {
@@ -270,7 +293,6 @@ mod tests {
     use arrow::datatypes::Int32Type;
 
     use super::*;
-    use crate::scan::ScanStatistics;
 
     fn batch(rows: usize) -> RecordBatch {
         let texts: Vec<String> = (0..rows).map(|row| format!("text number {row} that is not inline")).collect();
@@ -336,6 +358,16 @@ mod tests {
     }
 
     #[test]
+    fn merged_rows_come_back() {
+        let sent = batch(3);
+        let mut encoder = ScanEncoder::new(&sent.schema()).unwrap();
+        let mut decoder = ScanDecoder::new(sent.schema()).unwrap();
+        let replies = encoder.encode(&ScanEvent::Merged { batch: sent.clone(), wire_bytes: 0 }).unwrap();
+        let events: Vec<_> = replies.into_iter().filter_map(|reply| decoder.decode(reply).unwrap()).collect();
+        assert!(matches!(&events[..], [ScanEvent::Merged { batch, wire_bytes: 1.. }] if *batch == sent), "{events:?}");
+    }
+
+    #[test]
     fn the_ends_of_segments_come_back() {
         let schema: SchemaRef = Arc::new(Schema::empty());
         let mut encoder = ScanEncoder::new(&schema).unwrap();
@@ -344,7 +376,8 @@ mod tests {
         let done = ScanEvent::SegmentDone { segment_index: 1, statistics };
         let failed =
             ScanEvent::SegmentFailed { segment_index: 2, error: Error::new(ErrorCode::SegmentCorrupt, "flipped") };
-        for sent in [done, failed] {
+        let merged = ScanEvent::MergedDone { segments: vec![(4, statistics), (0, ScanStatistics::default())] };
+        for sent in [done, failed, merged] {
             let replies = encoder.encode(&sent).unwrap();
             let received = decoder.decode(replies.into_iter().next().unwrap()).unwrap().unwrap();
             assert_eq!(format!("{received:?}"), format!("{sent:?}"));

@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn another_protocol_version_is_refused() {
-        let message = wire::CallHeader { protocol: 2, ..encode_header(&header()) };
+        let message = wire::CallHeader { protocol: STORAGE_PROTOCOL + 1, ..encode_header(&header()) };
         assert_eq!(decode_header(Some(&message)).unwrap_err().code(), ErrorCode::UnsupportedVersion);
     }
 

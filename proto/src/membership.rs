@@ -1,0 +1,393 @@
+//! Sets of join keys in a form that can be sent and asked fast.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, ArrowPrimitiveType, AsArray, BooleanArray, PrimitiveArray};
+use arrow::buffer::BooleanBuffer;
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Decimal128Type, Int64Type, Schema};
+use arrow::record_batch::RecordBatch;
+use datafusion::common::internal_datafusion_err;
+use datafusion::error::Result as DataFusionResult;
+use datafusion::logical_expr::ColumnarValue;
+use datafusion::physical_expr::PhysicalExpr;
+use parquet::bloom_filter::Sbbf;
+
+use crate::code::ErrorCode;
+use crate::error::{Error, Result};
+
+/// Bytes of a set at most: it travels with every request.
+pub const KEY_SET_BYTES_MAX: usize = 8 << 20;
+/// A bitmap is preferred to a Bloom filter as long as it takes no more than this many bits per key:
+/// it is exact, and a look-up is one load.
+const BITMAP_BITS_PER_KEY_MAX: u64 = 64;
+/// A bitmap of this size is always worth it.
+const BITMAP_BYTES_SMALL: u64 = 64 << 10;
+/// False positives of a Bloom filter.
+const FALSE_POSITIVES: f64 = 0.01;
+
+/// A set of keys that may answer "yes" for a key that is not in it, but never "no" for one that is.
+#[derive(Clone)]
+pub enum KeySet {
+    /// Whole numbers and dates, exactly: bit `i` stands for `first + i`.
+    Bitmap {
+        /// The smallest key.
+        first: i64,
+        /// One bit for every number from `first` on.
+        bits: BooleanBuffer,
+    },
+    /// A split-block Bloom filter (Putze, Sanders, Singler: Cache-, Hash- and Space-Efficient Bloom
+    /// Filters, 2007), as Parquet has it.
+    Bloom(Arc<Sbbf>),
+}
+
+impl fmt::Debug for KeySet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl fmt::Display for KeySet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bitmap { first, bits } => write!(f, "bitmap of {} numbers from {first}", bits.len()),
+            Self::Bloom(_) => f.write_str("Bloom filter"),
+        }
+    }
+}
+
+/// How keys of a type are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum KeyKind {
+    Integer,
+    Decimal,
+    Text,
+    Bytes,
+}
+
+impl KeyKind {
+    /// `None` for types whose equality is not that of their bytes, such as floats.
+    fn of(data_type: &DataType) -> Option<Self> {
+        match data_type {
+            DataType::Int8
+            | DataType::Int16
+            | DataType::Int32
+            | DataType::Int64
+            | DataType::UInt8
+            | DataType::UInt16
+            | DataType::UInt32
+            | DataType::Date32
+            | DataType::Date64
+            | DataType::Timestamp(..) => Some(Self::Integer),
+            DataType::Decimal128(..) => Some(Self::Decimal),
+            DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => Some(Self::Text),
+            DataType::Binary | DataType::LargeBinary | DataType::BinaryView => Some(Self::Bytes),
+            _ => None,
+        }
+    }
+}
+
+/// Keys as 64-bit numbers.
+fn integers(keys: &dyn Array) -> DataFusionResult<PrimitiveArray<Int64Type>> {
+    // Dates of 32 bits have no cast to 64-bit numbers of their own.
+    let keys = match keys.data_type() {
+        DataType::Int64 => return Ok(keys.as_primitive::<Int64Type>().clone()),
+        DataType::Date32 => cast(keys, &DataType::Int32)?,
+        _ => arrow::array::make_array(keys.to_data()),
+    };
+    Ok(cast(&keys, &DataType::Int64)?.as_primitive::<Int64Type>().clone())
+}
+
+fn for_each<T: ?Sized>(values: impl Iterator<Item = Option<impl AsRef<T>>>, mut each: impl FnMut(&T)) {
+    values.flatten().for_each(|value| each(value.as_ref()));
+}
+
+impl KeySet {
+    /// Whether keys of a type can be kept.
+    pub fn supports(data_type: &DataType) -> bool {
+        KeyKind::of(data_type).is_some()
+    }
+
+    /// The set of the keys in `keys`, arrays of one type; nulls are left out. `None` for a type that
+    /// is not supported, and for more keys than [`KEY_SET_BYTES_MAX`] can hold.
+    ///
+    /// # Errors
+    /// When the arrays have different types.
+    pub fn build(keys: &[ArrayRef]) -> Result<Option<Self>> {
+        let Some(kind) = keys.first().and_then(|first| KeyKind::of(first.data_type())) else { return Ok(None) };
+        let count: usize = keys.iter().map(|keys| keys.len() - keys.null_count()).sum();
+        if kind == KeyKind::Integer {
+            let keys = keys.iter().map(|keys| integers(keys)).collect::<DataFusionResult<Vec<_>>>()?;
+            if let Some(bitmap) = Self::bitmap(&keys, count) {
+                return Ok(Some(bitmap));
+            }
+        }
+        Self::bloom(kind, keys, count)
+    }
+
+    fn bitmap(keys: &[PrimitiveArray<Int64Type>], count: usize) -> Option<Self> {
+        let first = keys.iter().filter_map(arrow::compute::min).min()?;
+        let last = keys.iter().filter_map(arrow::compute::max).max()?;
+        let bits = last.checked_sub(first)?.checked_add(1).and_then(|bits| u64::try_from(bits).ok())?;
+        let bytes = bits.div_ceil(8);
+        let dense = bits / BITMAP_BITS_PER_KEY_MAX <= count as u64 && bytes <= KEY_SET_BYTES_MAX as u64;
+        if !dense && bytes > BITMAP_BYTES_SMALL {
+            return None;
+        }
+        let mut set = vec![0_u8; usize::try_from(bytes).ok()?];
+        for key in keys.iter().flat_map(|keys| keys.iter().flatten()) {
+            // Within the range, by the two bounds above.
+            let bit = key.wrapping_sub(first) as u64;
+            if let Some(byte) = usize::try_from(bit / 8).ok().and_then(|index| set.get_mut(index)) {
+                *byte |= 1 << (bit % 8);
+            }
+        }
+        Some(Self::Bitmap { first, bits: BooleanBuffer::new(set.into(), 0, usize::try_from(bits).ok()?) })
+    }
+
+    fn bloom(kind: KeyKind, keys: &[ArrayRef], count: usize) -> Result<Option<Self>> {
+        // About ten bits per key at this rate of false positives, then rounded up to a power of two.
+        if count.saturating_mul(5) / 4 > KEY_SET_BYTES_MAX {
+            return Ok(None);
+        }
+        let mut set = Sbbf::new_with_ndv_fpp(count.max(1) as u64, FALSE_POSITIVES)
+            .map_err(|error| Error::internal("a Bloom filter could not be made").source(error))?;
+        for keys in keys {
+            match kind {
+                KeyKind::Integer => integers(keys)?.iter().flatten().for_each(|key| set.insert(&key)),
+                KeyKind::Decimal => {
+                    keys.as_primitive::<Decimal128Type>().iter().flatten().for_each(|key| set.insert(&key.to_le_bytes()[..]));
+                }
+                KeyKind::Text => match keys.data_type() {
+                    DataType::Utf8 => for_each(keys.as_string::<i32>().iter(), |key: &str| set.insert(key)),
+                    DataType::LargeUtf8 => for_each(keys.as_string::<i64>().iter(), |key: &str| set.insert(key)),
+                    _ => for_each(keys.as_string_view().iter(), |key: &str| set.insert(key)),
+                },
+                KeyKind::Bytes => match keys.data_type() {
+                    DataType::Binary => for_each(keys.as_binary::<i32>().iter(), |key: &[u8]| set.insert(key)),
+                    DataType::LargeBinary => for_each(keys.as_binary::<i64>().iter(), |key: &[u8]| set.insert(key)),
+                    _ => for_each(keys.as_binary_view().iter(), |key: &[u8]| set.insert(key)),
+                },
+            }
+        }
+        Ok(Some(Self::Bloom(Arc::new(set))))
+    }
+
+    /// The set in a message of the wire.
+    ///
+    /// # Errors
+    /// [`ErrorCode::InvalidMessage`] for fewer bits than are promised.
+    pub fn from_bitmap(first: i64, count: u64, bits: bytes::Bytes) -> Result<Self> {
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        if bits.len().saturating_mul(8) < count {
+            return Err(Error::new(ErrorCode::InvalidMessage, "a bitmap of keys has fewer bits than it says"));
+        }
+        Ok(Self::Bitmap { first, bits: BooleanBuffer::new(bits.into(), 0, count) })
+    }
+
+    /// The set in a message of the wire.
+    ///
+    /// # Errors
+    /// [`ErrorCode::InvalidMessage`] for bytes that are no whole number of blocks.
+    pub fn from_bloom(bitset: &[u8]) -> Result<Self> {
+        if bitset.is_empty() || !bitset.len().is_multiple_of(32) {
+            return Err(Error::new(ErrorCode::InvalidMessage, "a Bloom filter of keys is no whole number of blocks"));
+        }
+        Ok(Self::Bloom(Arc::new(Sbbf::new(bitset))))
+    }
+
+    /// Which of `keys` may be in the set; null is in none.
+    ///
+    /// # Errors
+    /// For keys of a type that is not supported.
+    pub fn contains(&self, keys: &dyn Array) -> DataFusionResult<BooleanArray> {
+        let kind = KeyKind::of(keys.data_type())
+            .ok_or_else(|| internal_datafusion_err!("keys of type {} are in no set", keys.data_type()))?;
+        let found = match (self, kind) {
+            (Self::Bitmap { first, bits }, KeyKind::Integer) => {
+                let keys = integers(keys)?;
+                let values = keys.values();
+                BooleanBuffer::collect_bool(values.len(), |index| {
+                    let bit = values.get(index).map_or(u64::MAX, |key| key.wrapping_sub(*first) as u64);
+                    bit < bits.len() as u64 && bits.value(bit as usize)
+                })
+            }
+            (Self::Bitmap { .. }, _) => {
+                return Err(internal_datafusion_err!("a bitmap holds no keys of type {}", keys.data_type()));
+            }
+            (Self::Bloom(set), KeyKind::Integer) => primitive(&integers(keys)?, |key| set.check(&key)),
+            (Self::Bloom(set), KeyKind::Decimal) => {
+                primitive(keys.as_primitive::<Decimal128Type>(), |key| set.check(&key.to_le_bytes()[..]))
+            }
+            (Self::Bloom(set), KeyKind::Text) => match keys.data_type() {
+                DataType::Utf8 => each(keys.as_string::<i32>().iter(), |key: &str| set.check(key)),
+                DataType::LargeUtf8 => each(keys.as_string::<i64>().iter(), |key: &str| set.check(key)),
+                _ => each(keys.as_string_view().iter(), |key: &str| set.check(key)),
+            },
+            (Self::Bloom(set), KeyKind::Bytes) => match keys.data_type() {
+                DataType::Binary => each(keys.as_binary::<i32>().iter(), |key: &[u8]| set.check(key)),
+                DataType::LargeBinary => each(keys.as_binary::<i64>().iter(), |key: &[u8]| set.check(key)),
+                _ => each(keys.as_binary_view().iter(), |key: &[u8]| set.check(key)),
+            },
+        };
+        let found = match keys.nulls() {
+            Some(nulls) => &found & nulls.inner(),
+            None => found,
+        };
+        Ok(BooleanArray::new(found, None))
+    }
+}
+
+fn primitive<T: ArrowPrimitiveType>(
+    keys: &PrimitiveArray<T>,
+    check: impl Fn(T::Native) -> bool,
+) -> BooleanBuffer {
+    let values = keys.values();
+    BooleanBuffer::collect_bool(values.len(), |index| values.get(index).is_some_and(|key| check(*key)))
+}
+
+fn each<T: ?Sized>(
+    keys: impl Iterator<Item = Option<impl AsRef<T>>>,
+    check: impl Fn(&T) -> bool,
+) -> BooleanBuffer {
+    keys.map(|key| key.is_some_and(|key| check(key.as_ref()))).collect()
+}
+
+/// True for rows whose key may be in a set: what a join's build side says about its probe side.
+#[derive(Clone, Debug)]
+pub struct Membership {
+    key: Arc<dyn PhysicalExpr>,
+    set: KeySet,
+}
+
+impl Membership {
+    /// Whether `key` is in `set`.
+    pub fn new(key: Arc<dyn PhysicalExpr>, set: KeySet) -> Self {
+        Self { key, set }
+    }
+
+    /// What is looked up.
+    pub fn key(&self) -> &Arc<dyn PhysicalExpr> {
+        &self.key
+    }
+
+    /// Where.
+    pub fn set(&self) -> &KeySet {
+        &self.set
+    }
+
+    /// Identifies the set by its memory: sets are shared, never compared.
+    fn address(&self) -> usize {
+        match &self.set {
+            KeySet::Bitmap { bits, .. } => bits.values().as_ptr() as usize,
+            KeySet::Bloom(set) => Arc::as_ptr(set) as usize,
+        }
+    }
+}
+
+impl PartialEq for Membership {
+    fn eq(&self, other: &Self) -> bool {
+        self.address() == other.address() && self.key.eq(&other.key)
+    }
+}
+
+impl Eq for Membership {}
+
+impl Hash for Membership {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.key.hash(state);
+        self.address().hash(state);
+    }
+}
+
+impl fmt::Display for Membership {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} in {}", self.key, self.set)
+    }
+}
+
+impl PhysicalExpr for Membership {
+    fn data_type(&self, _input_schema: &Schema) -> DataFusionResult<DataType> {
+        Ok(DataType::Boolean)
+    }
+
+    fn nullable(&self, _input_schema: &Schema) -> DataFusionResult<bool> {
+        Ok(false)
+    }
+
+    fn evaluate(&self, batch: &RecordBatch) -> DataFusionResult<ColumnarValue> {
+        let keys = self.key.evaluate(batch)?.into_array(batch.num_rows())?;
+        Ok(ColumnarValue::Array(Arc::new(self.set.contains(&keys)?)))
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn PhysicalExpr>> {
+        vec![&self.key]
+    }
+
+    fn with_new_children(
+        self: Arc<Self>,
+        children: Vec<Arc<dyn PhysicalExpr>>,
+    ) -> DataFusionResult<Arc<dyn PhysicalExpr>> {
+        match children.into_iter().next() {
+            Some(key) => Ok(Arc::new(Self { key, set: self.set.clone() })),
+            None => Err(internal_datafusion_err!("a membership has one child")),
+        }
+    }
+
+    fn fmt_sql(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.key.fmt_sql(f)?;
+        write!(f, " in {}", self.set)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{Date32Array, Decimal128Array, Int32Array, Int64Array, StringViewArray};
+
+    use super::*;
+
+    fn check(keys: ArrayRef, asked: ArrayRef, expected: &[bool]) -> KeySet {
+        let set = KeySet::build(&[keys]).unwrap().unwrap();
+        let found = set.contains(&asked).unwrap();
+        assert_eq!(found.iter().map(Option::unwrap).collect::<Vec<_>>(), expected);
+        set
+    }
+
+    #[test]
+    fn dense_numbers_are_a_bitmap() {
+        let keys = Arc::new(Int64Array::from(vec![Some(5), None, Some(-2), Some(9)]));
+        let asked =
+            Arc::new(Int64Array::from(vec![Some(-3), Some(-2), Some(5), None, Some(6), Some(9), Some(10), Some(i64::MIN)]));
+        let set = check(keys, asked, &[false, true, true, false, false, true, false, false]);
+        assert!(matches!(set, KeySet::Bitmap { first: -2, bits } if bits.len() == 12));
+    }
+
+    #[test]
+    fn sparse_numbers_texts_and_decimals_are_a_bloom_filter() {
+        let sparse = Arc::new(Int64Array::from(vec![1, i64::MAX - 1]));
+        let set = check(Arc::clone(&sparse) as _, sparse, &[true, true]);
+        assert!(matches!(set, KeySet::Bloom(_)));
+        let texts = Arc::new(StringViewArray::from(vec!["a", "a text that is not inline"]));
+        let set = check(Arc::clone(&texts) as _, texts, &[true, true]);
+        let others = StringViewArray::from_iter_values((0..1_000).map(|number| format!("other {number}")));
+        assert!(set.contains(&others).unwrap().true_count() < 100);
+        let decimals = Arc::new(Decimal128Array::from(vec![17, -4]));
+        check(Arc::clone(&decimals) as _, decimals, &[true, true]);
+    }
+
+    #[test]
+    fn dates_and_narrow_numbers_are_numbers() {
+        let dates = Arc::new(Date32Array::from(vec![8_000, 8_010]));
+        check(Arc::clone(&dates) as _, Arc::new(Date32Array::from(vec![8_000, 8_001, 8_010])), &[true, false, true]);
+        let narrow = Arc::new(Int32Array::from(vec![7]));
+        check(narrow, Arc::new(Int64Array::from(vec![7, 8])), &[true, false]);
+    }
+
+    #[test]
+    fn floats_and_no_keys_make_no_set() {
+        assert!(!KeySet::supports(&DataType::Float64));
+        assert!(KeySet::build(&[]).unwrap().is_none());
+    }
+}
