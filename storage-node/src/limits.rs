@@ -25,6 +25,27 @@ pub(crate) const SOURCES_MAX: usize = 64;
 pub(crate) const BATCH_ROWS_MAX: usize = 1 << 16;
 /// Events that wait for the reader of a scan; each segment in flight holds at most one more.
 pub(crate) const SCAN_QUEUE_EVENTS: usize = 4;
+/// Rows per batch of a reduction where the caller names no number: the same at every node, since
+/// where a reduction starts to send depends on it.
+pub(crate) const REDUCTION_BATCH_ROWS: usize = 8_192;
+/// Bytes that a reduction of one segment holds before it hands on what it has and starts again: room
+/// for some hundred thousand groups, beyond which a segment is hardly made smaller. Not an option,
+/// since a retry at another node has to get the same rows in the same order.
+pub(crate) const REDUCTION_BYTES_MAX: usize = 16 << 20;
+/// Rows after which a partial aggregate is asked whether it is worth its while: a tenth of a segment.
+pub(crate) const SKIP_AGGREGATION_ROWS: usize = 100_000;
+/// Groups per row above which it is not: then rows pass as states of one row each.
+pub(crate) const SKIP_AGGREGATION_RATIO: f64 = 0.8;
+/// Reduced rows of a segment up to which they are merged with those of other segments: what is
+/// larger has hardly been reduced, and sending it early is worth more.
+pub(crate) const MERGE_ROWS_MAX: usize = 8_192;
+/// Bytes of the same.
+pub(crate) const MERGE_BYTES_MAX: usize = 1 << 20;
+/// Rows of an order up to which segments learn from one another which rows cannot be among them: so
+/// few are always merged, unless they are very wide.
+pub(crate) const SHARED_BOUND_ROWS_MAX: usize = 1_024;
+/// Bytes of merged rows at which they are sent, and merging starts again.
+pub(crate) const MERGED_BYTES_MAX: usize = 8 << 20;
 /// Weight that a footer has in the cache at least, for the open file that goes with it.
 pub(crate) const FOOTER_BYTES_MIN: usize = 64 * 1024;
 /// How long a caller is told to wait when nothing is known of the load.
@@ -67,4 +88,5 @@ pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Time for running scans when the server stops.
 pub(crate) const SHUTDOWN_GRACE: Duration = Duration::from_secs(30);
 
+const _: () = assert!(SHARED_BOUND_ROWS_MAX <= MERGE_ROWS_MAX, "segments that learn from others must be merged");
 const _: () = assert!(CHUNK_BYTES.is_multiple_of(BLOCK_BYTES as u64), "chunks must cover whole blocks");

@@ -5,18 +5,30 @@
 //! segment 1: step on the CPU pool -> event -+-> task of the scan -> queue -> reader
 //! ...        (a bounded number at a time)  -+
 //! ```
+//! A fragment may reduce its rows to those of a partial aggregate or to the first of an order. A
+//! segment of which little is left then sends nothing itself: its rows are merged with those of
+//! other segments of the request, and one event tells of which.
+//!
 //! A step ends after one batch, and the next one starts only when its event was taken: a slow
 //! reader holds some memory, never a thread. The task ends, and with it the work, when the reader
 //! is dropped, the deadline passes, or the node stops.
 
+mod bound;
 mod columns;
+mod files;
 mod footer;
+mod group;
+mod merge;
+mod operator;
 mod output;
 mod plan;
 mod prune;
 mod reader;
+mod reduce;
 mod request;
 mod segment;
+mod stages;
+mod step;
 #[cfg(test)]
 mod tests;
 
@@ -27,9 +39,11 @@ use aubade_environment::{Clock, Deadline, TaskGroup};
 use aubade_proto::{Error, ErrorCode, Result, ScanEvent, SegmentScan};
 pub(crate) use footer::{Footer, FooterCache};
 use futures::stream::{self, BoxStream, StreamExt};
+use merge::{Merger, Reduced};
 use parking_lot::Mutex;
 pub(crate) use request::{ScanContext, ScanResources};
-use segment::{SegmentScanner, Step, StepError};
+use segment::SegmentScanner;
+use step::{Step, StepError};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -97,14 +111,26 @@ async fn run(
     at_a_time: usize,
     tx: mpsc::Sender<ScanEvent>,
 ) -> Result<()> {
+    let mut merger = Merger::new(Arc::clone(&context), tx.clone());
     let scans = stream::iter(segments.into_iter().enumerate())
         .map(move |(index, scan)| SegmentDriver::new(Arc::clone(&context), index, scan).events());
     let mut events = scans.flatten_unordered(at_a_time.max(1));
     while let Some(event) = events.next().await {
-        // A closed queue is noticed by `bounded`.
-        let _ = tx.send(event?).await;
+        match event? {
+            Driven::Reduced(reduced) => merger.add(reduced).await?,
+            Driven::Event(event) => {
+                // A closed queue is noticed by `bounded`.
+                let _ = tx.send(event).await;
+            }
+        }
     }
-    Ok(())
+    merger.send().await
+}
+
+/// What comes of the steps of a segment.
+enum Driven {
+    Event(ScanEvent),
+    Reduced(Reduced),
 }
 
 /// The reader's side: the queue, then how it ended. A scan never looks complete when it is not.
@@ -139,7 +165,7 @@ impl SegmentDriver {
         Self { context, segment_index, scanner, memory: None }
     }
 
-    fn events(self) -> BoxStream<'static, Result<ScanEvent>> {
+    fn events(self) -> BoxStream<'static, Result<Driven>> {
         stream::unfold(Some(self), |driver| async move {
             match driver {
                 Some(driver) => Some(driver.next().await),
@@ -149,8 +175,8 @@ impl SegmentDriver {
         .boxed()
     }
 
-    /// The next event, and the driver if there is more to come.
-    async fn next(mut self) -> (Result<ScanEvent>, Option<Self>) {
+    /// What comes next, and the driver if there is more to come.
+    async fn next(mut self) -> (Result<Driven>, Option<Self>) {
         let segment_index = self.segment_index;
         loop {
             let mut scanner = self.scanner;
@@ -165,16 +191,25 @@ impl SegmentDriver {
                 }
                 Err(error) => return (Err(error), None),
             };
-            match step {
-                Ok(Step::Continue) => {}
-                Ok(Step::Opened { memory_bytes }) => self.memory = self.context.reserve(memory_bytes).await,
-                Ok(Step::Batch { batch, rows_through }) => {
-                    return (Ok(ScanEvent::Batch { segment_index, batch, rows_through, wire_bytes: 0 }), Some(self));
+            let (event, more) = match step {
+                Ok(Step::Continue) => continue,
+                Ok(Step::Opened { memory_bytes }) => {
+                    // A segment that is opened again gives back what it had first.
+                    self.memory = None;
+                    self.memory = self.context.reserve(memory_bytes).await;
+                    continue;
                 }
-                Ok(Step::Done(statistics)) => return (Ok(ScanEvent::SegmentDone { segment_index, statistics }), None),
-                Err(StepError::Segment(error)) => return (Ok(ScanEvent::SegmentFailed { segment_index, error }), None),
+                Ok(Step::Reduced { batches, statistics }) => {
+                    return (Ok(Driven::Reduced(Reduced { segment_index, batches, statistics })), None);
+                }
+                Ok(Step::Batch { batch, rows_through }) => {
+                    (ScanEvent::Batch { segment_index, batch, rows_through, wire_bytes: 0 }, true)
+                }
+                Ok(Step::Done(statistics)) => (ScanEvent::SegmentDone { segment_index, statistics }, false),
+                Err(StepError::Segment(error)) => (ScanEvent::SegmentFailed { segment_index, error }, false),
                 Err(StepError::Fragment(error)) => return (Err(error), None),
-            }
+            };
+            return (Ok(Driven::Event(event)), more.then_some(self));
         }
     }
 }

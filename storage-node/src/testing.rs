@@ -5,13 +5,21 @@ use std::time::Duration;
 
 use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringViewArray};
 use arrow::datatypes::SchemaRef;
+use arrow::util::pretty::pretty_format_batches;
 use aubade_environment::{Environment, MemoryFiles};
 use aubade_proto::{
-    CallHeader, ClusterId, Epoch, Fragment, ProjectionColumn, RequestId, Result, ScanEvent, ScanRequest,
-    ScanStatistics, SegmentDescription, SegmentId, SegmentScan, TransactionId, Version,
+    CallHeader, ClusterId, Epoch, Fragment, ProjectionColumn, Reduction, ReductionKind, RequestId, Result, ScanEvent,
+    ScanRequest, ScanStatistics, SegmentDescription, SegmentId, SegmentScan, TransactionId, Version,
 };
 use bytes::Bytes;
+use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion::datasource::MemTable;
+use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_plan::aggregates::AggregateExec;
+use datafusion::physical_plan::sorts::sort::SortExec;
+use datafusion::physical_plan::{ExecutionPlan, collect};
+use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::stream::{self, BoxStream, StreamExt};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
@@ -131,6 +139,8 @@ pub(crate) struct Scanned {
     pub(crate) batches: Vec<(usize, RecordBatch, u64)>,
     pub(crate) failed: Vec<(usize, aubade_proto::Error)>,
     pub(crate) done: Vec<usize>,
+    /// Segments that were merged, with what each took, and their rows.
+    pub(crate) merged: Vec<(Vec<(usize, ScanStatistics)>, Vec<RecordBatch>)>,
     pub(crate) statistics: ScanStatistics,
 }
 
@@ -144,15 +154,35 @@ impl Scanned {
     pub(crate) fn row_count(&self) -> usize {
         self.batches.iter().map(|(_, batch, _)| batch.num_rows()).sum()
     }
+
+    /// All rows, merged ones included.
+    pub(crate) fn rows(&self) -> Vec<RecordBatch> {
+        let merged = self.merged.iter().flat_map(|(_, batches)| batches);
+        merged.chain(self.batches.iter().map(|(_, batch, _)| batch)).cloned().collect()
+    }
+
+    /// The segments that were merged, ascending.
+    pub(crate) fn merged_segments(&self) -> Vec<usize> {
+        let segments = self.merged.iter().flat_map(|(segments, _)| segments);
+        let mut segments: Vec<usize> = segments.map(|(index, _)| *index).collect();
+        segments.sort_unstable();
+        segments
+    }
 }
 
 pub(crate) async fn scan(node: &StorageNode, request: ScanRequest) -> Result<Scanned> {
     let mut events = node.scan(request).await?;
     let mut scanned = Scanned::default();
+    let mut merging = Vec::new();
     while let Some(event) = events.next().await {
         match event? {
             ScanEvent::Batch { segment_index, batch, rows_through, .. } => {
                 scanned.batches.push((segment_index, batch, rows_through));
+            }
+            ScanEvent::Merged { batch, .. } => merging.push(batch),
+            ScanEvent::MergedDone { segments } => {
+                segments.iter().for_each(|(_, statistics)| scanned.statistics.add(statistics));
+                scanned.merged.push((segments, std::mem::take(&mut merging)));
             }
             ScanEvent::SegmentDone { segment_index, statistics } => {
                 scanned.done.push(segment_index);
@@ -161,5 +191,85 @@ pub(crate) async fn scan(node: &StorageNode, request: ScanRequest) -> Result<Sca
             ScanEvent::SegmentFailed { segment_index, error } => scanned.failed.push((segment_index, error)),
         }
     }
+    assert!(merging.is_empty(), "merged rows that stand for no segment");
     Ok(scanned)
+}
+
+/// An SQL query over the columns of [`rows`] as table `t`, planned by DataFusion, with the part of
+/// its plan that a storage node can reduce as a fragment.
+pub(crate) struct Query {
+    plan: Arc<dyn ExecutionPlan>,
+    pub(crate) fragment: Arc<Fragment>,
+}
+
+impl Query {
+    /// Plans `sql`; the fragment filters by `filter`, over all columns, which `sql` must say as well.
+    pub(crate) async fn new(sql: &str, filter: Option<Arc<dyn PhysicalExpr>>) -> Self {
+        let plan = plan(sql, &rows(0, 10)).await;
+        let mut reduction = None;
+        plan.apply(|node| {
+            // The lowest one, whose input is a table or a filter over it.
+            reduction = reduction_of(node).or(reduction.take());
+            Ok(TreeNodeRecursion::Continue)
+        })
+        .unwrap();
+        let reduction = reduction.expect("a part of the plan reduces its rows");
+        let columns: Vec<String> = reduction.input_schema().fields().iter().map(|field| field.name().clone()).collect();
+        let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
+        let fragment = fragment(&rows(0, 0).schema(), filter, &columns, None);
+        Self { plan, fragment: Arc::new(fragment.with_reduction(reduction).unwrap()) }
+    }
+
+    /// The result of the query, as text, from what storage nodes sent.
+    pub(crate) async fn finish(&self, reduced: Vec<RecordBatch>) -> String {
+        let reduction = self.fragment.reduction().unwrap();
+        let source = MemorySourceConfig::try_new_exec(&[reduced], reduction.schema(), None).unwrap();
+        let is_lowest = |node: &Arc<dyn ExecutionPlan>| {
+            reduction_of(node).is_some_and(|found| found.describe() == reduction.describe())
+        };
+        let mut replaced = false;
+        let plan = Arc::clone(&self.plan).transform_up(|node| {
+            if replaced || !is_lowest(&node) {
+                return Ok(Transformed::no(node));
+            }
+            replaced = true;
+            let input: Arc<dyn ExecutionPlan> = Arc::clone(&source) as _;
+            Ok(Transformed::yes(match reduction.kind() {
+                ReductionKind::Aggregate => input,
+                ReductionKind::TopK => reduction.over(input)?,
+            }))
+        });
+        result(plan.unwrap().data).await
+    }
+}
+
+/// The result of a query over `batch`, without any of this crate.
+pub(crate) async fn plain_result(sql: &str, batch: &RecordBatch) -> String {
+    result(plan(sql, batch).await).await
+}
+
+fn reduction_of(node: &Arc<dyn ExecutionPlan>) -> Option<Reduction> {
+    if let Some(aggregate) = node.downcast_ref::<AggregateExec>() {
+        return Reduction::aggregate(aggregate).ok();
+    }
+    Reduction::top_k(node.downcast_ref::<SortExec>()?).ok()
+}
+
+async fn plan(sql: &str, batch: &RecordBatch) -> Arc<dyn ExecutionPlan> {
+    let context = SessionContext::new_with_config(SessionConfig::new().with_target_partitions(2));
+    let half = batch.num_rows() / 2;
+    // In two partitions, or an aggregate would have one stage.
+    let parts = [batch.slice(0, half), batch.slice(half, batch.num_rows() - half)];
+    let table = MemTable::try_new(batch.schema(), parts.into_iter().map(|part| vec![part]).collect()).unwrap();
+    context.register_table("t", Arc::new(table)).unwrap();
+    context.sql(sql).await.unwrap().create_physical_plan().await.unwrap()
+}
+
+/// Rows in the order of their texts.
+async fn result(plan: Arc<dyn ExecutionPlan>) -> String {
+    let batches = collect(plan, SessionContext::new().task_ctx()).await.unwrap();
+    let text = pretty_format_batches(&batches).unwrap().to_string();
+    let mut lines: Vec<&str> = text.lines().collect();
+    lines.sort_unstable();
+    lines.join("\n")
 }

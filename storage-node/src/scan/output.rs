@@ -1,5 +1,5 @@
 //! The output of one segment: small batches joined, projected, and cut by what the caller has
-//! already and by the limit.
+//! already and by the limit. What a reduction makes of it is in [`super::reduce`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,6 +42,36 @@ impl RowLimit {
     }
 }
 
+/// How far the output of a segment has gone.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    /// Output rows that the caller has already.
+    skip_rows: u64,
+    /// Output rows so far, those skipped included.
+    rows_through: u64,
+}
+
+impl Progress {
+    pub(crate) fn new(skip_rows: u64) -> Self {
+        Self { skip_rows, rows_through: 0 }
+    }
+
+    pub(crate) fn rows_through(&self) -> u64 {
+        self.rows_through
+    }
+
+    /// The rows of `batch` to send: those that the caller does not have, as many as are wanted.
+    pub(crate) fn cut(&mut self, batch: &RecordBatch, limit: &RowLimit) -> RecordBatch {
+        let rows = batch.num_rows() as u64;
+        let skipped = self.skip_rows.min(rows);
+        let wanted = limit.take(rows - skipped);
+        self.skip_rows -= skipped;
+        self.rows_through += skipped + wanted;
+        // Within `rows`, which came from a usize.
+        batch.slice(to_usize(skipped), to_usize(wanted))
+    }
+}
+
 /// Collects rows that passed the filter and hands out batches.
 pub(crate) struct Output {
     plan: Arc<FragmentPlan>,
@@ -49,20 +79,16 @@ pub(crate) struct Output {
     coalescer: Option<BatchCoalescer>,
     counted_rows: usize,
     batch_rows: usize,
-    /// Output rows that the caller still has to get past.
-    skip_rows: u64,
-    /// Output rows so far, those skipped included.
-    rows_through: u64,
 }
 
 impl Output {
-    pub(crate) fn new(plan: Arc<FragmentPlan>, batch_rows: usize, skip_rows: u64) -> Self {
+    pub(crate) fn new(plan: Arc<FragmentPlan>, batch_rows: usize) -> Self {
         let coalescer = (!plan.output_columns.is_empty()).then(|| {
             // Batches of at least half the size go on as they are: a copy would cost more.
             BatchCoalescer::new(Arc::clone(&plan.input_schema), batch_rows)
                 .with_biggest_coalesce_batch_size(Some(batch_rows / 2))
         });
-        Self { plan, coalescer, counted_rows: 0, batch_rows, skip_rows, rows_through: 0 }
+        Self { plan, coalescer, counted_rows: 0, batch_rows }
     }
 
     /// Adds rows; `mask`, without nulls, says which of them passed.
@@ -90,31 +116,30 @@ impl Output {
         Ok(())
     }
 
-    /// The next batch to send and the output rows up to its end. `at_end` also hands out counted
-    /// rows that do not fill a batch.
-    pub(crate) fn pop(&mut self, limit: &RowLimit, at_end: bool) -> Result<Option<(RecordBatch, u64)>> {
-        loop {
-            let Some(batch) = self.pop_input(at_end)? else { return Ok(None) };
-            let rows = batch.num_rows() as u64;
-            let skipped = self.skip_rows.min(rows);
-            self.skip_rows -= skipped;
-            self.rows_through += skipped;
-            let wanted = limit.take(rows - skipped);
-            if wanted == 0 {
-                if limit.is_reached() {
-                    return Ok(None);
-                }
-                continue;
+    /// The next batch to send. `at_end` also hands out counted rows that do not fill a batch.
+    pub(crate) fn pop(
+        &mut self,
+        progress: &mut Progress,
+        limit: &RowLimit,
+        at_end: bool,
+    ) -> Result<Option<RecordBatch>> {
+        while let Some(batch) = self.pop_input(at_end)? {
+            // Cut before the projection: what is not sent need not be computed.
+            let batch = progress.cut(&batch, limit);
+            if batch.num_rows() > 0 {
+                return Ok(Some(self.project(&batch)?));
             }
-            // Within `rows`, which came from a usize.
-            let slice = batch.slice(to_usize(skipped), to_usize(wanted));
-            self.rows_through += wanted;
-            return Ok(Some((self.project(&slice)?, self.rows_through)));
+            if limit.is_reached() {
+                break;
+            }
         }
+        Ok(None)
     }
 
-    pub(crate) fn rows_through(&self) -> u64 {
-        self.rows_through
+    /// The next projected batch, for a reduction: what the caller has already counts only after it.
+    pub(crate) fn pop_for_reduction(&mut self, at_end: bool) -> Result<Option<RecordBatch>> {
+        let batch = self.pop_input(at_end)?;
+        batch.map(|batch| self.project(&batch)).transpose()
     }
 
     fn pop_input(&mut self, at_end: bool) -> Result<Option<RecordBatch>> {
@@ -135,7 +160,7 @@ impl Output {
         let columns = self.plan.projection.iter().map(|expression| expression.evaluate(batch)?.into_array(rows));
         let columns = columns.collect::<Result<Vec<_>, _>>()?;
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
-        Ok(RecordBatch::try_new_with_options(Arc::clone(&self.plan.output_schema), columns, &options)?)
+        Ok(RecordBatch::try_new_with_options(Arc::clone(&self.plan.projected_schema), columns, &options)?)
     }
 }
 

@@ -95,6 +95,21 @@ impl Pruner {
         statistics.rows_pruned_pages = rows_before.saturating_sub(rows_kept);
         kept
     }
+
+    /// Whether a row group may hold a row that passes, by its statistics alone.
+    pub(crate) fn admits(&self, metadata: &ParquetMetaData, file_schema: &Schema, group: usize) -> bool {
+        let Some(predicate) = &self.predicate else { return true };
+        let groups = metadata.row_groups();
+        if group >= groups.len() {
+            return true;
+        }
+        let mut plan = ParquetAccessPlan::new_none(groups.len());
+        plan.scan(group);
+        let mut filter = RowGroupAccessPlanFilter::new(plan);
+        let parquet_schema = metadata.file_metadata().schema_descr();
+        filter.prune_by_statistics(file_schema, parquet_schema, groups, predicate, &self.metrics);
+        !filter.is_empty()
+    }
 }
 
 fn accesses(plan: ParquetAccessPlan) -> Vec<GroupAccess> {

@@ -13,8 +13,9 @@ use super::columns::FileColumns;
 use super::footer::Footer;
 use super::output::RowLimit;
 use super::plan::FragmentPlan;
+use super::reduce::Reductions;
 use crate::cpu::CpuPool;
-use crate::limits::BATCH_ROWS_MAX;
+use crate::limits::{BATCH_ROWS_MAX, REDUCTION_BATCH_ROWS};
 use crate::node::Segments;
 
 /// Schemas of segments that are remembered per request; a table has few over its life.
@@ -40,6 +41,10 @@ pub(crate) struct ScanContext {
     pub(crate) segments: Arc<Segments>,
     pub(crate) plan: Arc<FragmentPlan>,
     pub(crate) limit: RowLimit,
+    pub(crate) reductions: Option<Arc<Reductions>>,
+    /// What a row has to pass to be among the first of an order, as the segments merged so far tell;
+    /// over the projected columns.
+    bound: Mutex<Option<Arc<dyn PhysicalExpr>>>,
     filter: Option<Arc<dyn PhysicalExpr>>,
     batch_rows: usize,
     memory: Arc<Semaphore>,
@@ -49,7 +54,13 @@ pub(crate) struct ScanContext {
 
 impl ScanContext {
     pub(crate) fn new(resources: ScanResources, fragment: &Fragment, batch_rows: usize) -> Result<Self> {
-        let batch_rows = if batch_rows == 0 { resources.batch_rows } else { batch_rows };
+        let batch_rows = match fragment.reduction() {
+            _ if batch_rows > 0 => batch_rows,
+            Some(_) => REDUCTION_BATCH_ROWS,
+            None => resources.batch_rows,
+        };
+        let batch_rows = batch_rows.clamp(1, BATCH_ROWS_MAX);
+        let reductions = fragment.reduction().cloned().map(|reduction| Reductions::new(reduction, batch_rows));
         let memory_units = u32::try_from(resources.memory_bytes as u64 / MEMORY_UNIT_BYTES).unwrap_or(u32::MAX);
         let memory_units = memory_units.clamp(1, u32::try_from(Semaphore::MAX_PERMITS).unwrap_or(u32::MAX));
         Ok(Self {
@@ -58,8 +69,10 @@ impl ScanContext {
             segments: resources.segments,
             plan: Arc::new(FragmentPlan::new(fragment)?),
             limit: RowLimit::new(fragment.limit()),
+            reductions: reductions.transpose()?.map(Arc::new),
+            bound: Mutex::default(),
             filter: fragment.filter().cloned(),
-            batch_rows: batch_rows.clamp(1, BATCH_ROWS_MAX),
+            batch_rows,
             memory: Arc::new(Semaphore::new(memory_units as usize)),
             memory_units,
             columns: Mutex::default(),
@@ -75,6 +88,21 @@ impl ScanContext {
     /// Rows per decoded batch: as many as are sent, unless a filter will drop most of them.
     pub(crate) fn decode_batch_rows(&self) -> usize {
         if self.filter.is_some() { self.batch_rows } else { self.output_batch_rows(0) }
+    }
+
+    /// Whether segments learn from one another which rows cannot be among the first of an order.
+    pub(crate) fn shares_bound(&self) -> bool {
+        self.reductions.as_ref().is_some_and(|reductions| reductions.shares_bound())
+    }
+
+    pub(crate) fn shared_bound(&self) -> Option<Arc<dyn PhysicalExpr>> {
+        self.bound.lock().clone()
+    }
+
+    pub(crate) fn set_shared_bound(&self, bound: Option<Arc<dyn PhysicalExpr>>) {
+        if bound.is_some() {
+            *self.bound.lock() = bound;
+        }
     }
 
     /// Waits until `bytes` fit beside the other segments of the scan. One that is larger than the

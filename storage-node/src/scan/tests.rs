@@ -1,5 +1,8 @@
 //! Scans against plain evaluation of the same fragment in memory.
 
+mod filters;
+mod reduction;
+
 use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, RecordBatch, RecordBatchOptions};

@@ -1,0 +1,270 @@
+//! The reduction of one segment: its projected rows go through one of DataFusion's operators, and
+//! what comes out is kept as long as it may be merged with that of other segments.
+//!
+//! ```text
+//! projected rows -> operator -> held --(complete and small)--> merged with other segments
+//!                                 \--(more than that)-------> sent as it comes
+//! ```
+//! What comes out, and in which order, depends on nothing but the segment, the fragment and the rows
+//! per batch, so that a retry at another node goes on where the first one ended.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, GenericByteViewArray, RecordBatch, RecordBatchOptions};
+use arrow::datatypes::{ByteViewType, DataType, SchemaRef};
+use aubade_proto::{Reduction, ReductionKind, Result};
+use datafusion::physical_expr::PhysicalExpr;
+
+use super::operator::{Operator, OperatorSettings, Polled};
+use super::output::{Progress, RowLimit};
+use crate::limits::{MERGE_BYTES_MAX, MERGE_ROWS_MAX, REDUCTION_BYTES_MAX, SHARED_BOUND_ROWS_MAX};
+
+/// How a request reduces its rows.
+pub(crate) struct Reductions {
+    pub(crate) reduction: Reduction,
+    pub(crate) settings: OperatorSettings,
+}
+
+impl Reductions {
+    pub(crate) fn new(reduction: Reduction, batch_rows: usize) -> Result<Self> {
+        Ok(Self { reduction, settings: OperatorSettings::new(batch_rows)? })
+    }
+
+    fn operator(&self, input_schema: &SchemaRef) -> Result<Operator> {
+        Operator::new(&self.settings, input_schema, |input| self.reduction.over(input))
+    }
+
+    /// Whether segments may leave out rows that cannot be among the first of those of the others.
+    pub(crate) fn shares_bound(&self) -> bool {
+        let fetch = self.reduction.plan().fetch();
+        self.reduction.kind() == ReductionKind::TopK && fetch.is_some_and(|rows| rows <= SHARED_BOUND_ROWS_MAX)
+    }
+
+    /// The operator that merges reduced rows.
+    pub(crate) fn merge_operator(&self) -> Result<Operator> {
+        Operator::new(&self.settings, &self.reduction.schema(), |input| self.reduction.merge_over(input))
+    }
+}
+
+/// The batch without the pages that its strings were read from, if these are most of it, and the
+/// bytes of its rows.
+fn compact(batch: RecordBatch) -> Result<(RecordBatch, usize)> {
+    let mut bytes = 0_usize;
+    let (schema, columns, rows) = batch.into_parts();
+    let columns = columns.into_iter().map(|column| {
+        let (column, column_bytes) = match column.data_type() {
+            DataType::Utf8View => compact_views(column.as_string_view()),
+            DataType::BinaryView => compact_views(column.as_binary_view()),
+            _ => {
+                let bytes = column.to_data().get_slice_memory_size();
+                let bytes = bytes.unwrap_or_else(|_| column.get_buffer_memory_size());
+                (column, bytes)
+            }
+        };
+        bytes = bytes.saturating_add(column_bytes);
+        column
+    });
+    let columns = columns.collect();
+    let options = RecordBatchOptions::new().with_row_count(Some(rows));
+    Ok((RecordBatch::try_new_with_options(schema, columns, &options)?, bytes))
+}
+
+fn compact_views<T: ByteViewType>(views: &GenericByteViewArray<T>) -> (ArrayRef, usize) {
+    let used = views.total_buffer_bytes_used();
+    let held: usize = views.data_buffers().iter().map(|buffer| buffer.len()).sum();
+    let bytes = used.saturating_add(views.len().saturating_mul(16));
+    let column: ArrayRef = if held > used.saturating_mul(2) { Arc::new(views.gc()) } else { Arc::new(views.clone()) };
+    (column, bytes)
+}
+
+/// Runs the operator. One that holds too much hands on what it has, and another one goes on: states
+/// of one group may come several times, and so may more rows than an order keeps.
+struct Reducer {
+    reductions: Arc<Reductions>,
+    input_schema: SchemaRef,
+    operator: Option<Operator>,
+    bytes_max: usize,
+    closed: bool,
+}
+
+impl Reducer {
+    fn new(reductions: Arc<Reductions>, bytes_max: usize) -> Result<Self> {
+        let input_schema = reductions.reduction.input_schema();
+        // Made before there are rows: some aggregates say something of none as well.
+        let operator = Some(reductions.operator(&input_schema)?);
+        Ok(Self { reductions, input_schema, operator, bytes_max, closed: false })
+    }
+
+    /// Adds rows; only after [`Reducer::next`] has yielded nothing.
+    fn push(&mut self, batch: RecordBatch) -> Result<()> {
+        let operator = match self.operator.take() {
+            Some(operator) => operator,
+            None => self.reductions.operator(&self.input_schema)?,
+        };
+        self.operator.insert(operator).push(batch)
+    }
+
+    /// Says that there are no more rows.
+    fn close(&mut self) {
+        self.closed = true;
+        if let Some(operator) = &self.operator {
+            operator.close();
+        }
+    }
+
+    /// Reduced rows, as far as the input allows.
+    fn next(&mut self) -> Result<Option<RecordBatch>> {
+        while let Some(operator) = &mut self.operator {
+            match operator.poll()? {
+                Polled::Batch(batch) => return Ok(Some(batch)),
+                Polled::Ended => self.operator = None,
+                Polled::Hungry if operator.memory_bytes() <= self.bytes_max => break,
+                Polled::Hungry => operator.close(),
+            }
+        }
+        Ok(None)
+    }
+
+    fn is_done(&self) -> bool {
+        self.closed && self.operator.is_none()
+    }
+}
+
+/// See the module's doc.
+pub(crate) struct ReducedOutput {
+    reducer: Reducer,
+    held: VecDeque<RecordBatch>,
+    held_rows: usize,
+    held_bytes: usize,
+    /// Whether nothing was sent, and what is held is small.
+    mergeable: bool,
+    /// Whether nothing may be sent for this segment alone.
+    must_merge: bool,
+}
+
+impl ReducedOutput {
+    /// For a segment of which the caller has `skip_rows` rows already.
+    pub(crate) fn new(reductions: &Arc<Reductions>, skip_rows: u64) -> Result<Self> {
+        Self::with_bytes_max(reductions, skip_rows, REDUCTION_BYTES_MAX)
+    }
+
+    fn with_bytes_max(reductions: &Arc<Reductions>, skip_rows: u64, bytes_max: usize) -> Result<Self> {
+        let reducer = Reducer::new(Arc::clone(reductions), bytes_max)?;
+        let mergeable = skip_rows == 0;
+        Ok(Self { reducer, held: VecDeque::new(), held_rows: 0, held_bytes: 0, mergeable, must_merge: false })
+    }
+
+    /// Adds projected rows; only after [`ReducedOutput::pop`] has yielded nothing.
+    pub(crate) fn push(&mut self, batch: RecordBatch) -> Result<()> {
+        self.reducer.push(batch)
+    }
+
+    /// Says that there are no more rows.
+    pub(crate) fn close(&mut self) {
+        self.reducer.close();
+    }
+
+    /// Forbids that anything is sent for this segment alone; false if it is too late for that.
+    pub(crate) fn must_merge(&mut self) -> bool {
+        self.must_merge = self.mergeable;
+        self.must_merge
+    }
+
+    /// Whether it can neither be merged nor sent.
+    pub(crate) fn is_spoiled(&self) -> bool {
+        self.must_merge && !self.mergeable
+    }
+
+    /// The next batch to send.
+    pub(crate) fn pop(&mut self, progress: &mut Progress, limit: &RowLimit) -> Result<Option<RecordBatch>> {
+        loop {
+            if self.is_spoiled() {
+                return Ok(None);
+            }
+            while !self.mergeable
+                && let Some(batch) = self.held.pop_front()
+            {
+                let batch = progress.cut(&batch, limit);
+                if batch.num_rows() > 0 {
+                    return Ok(Some(batch));
+                }
+            }
+            let Some(batch) = self.reducer.next()? else { return Ok(None) };
+            let (batch, bytes) = compact(batch)?;
+            self.held_rows = self.held_rows.saturating_add(batch.num_rows());
+            self.held_bytes = self.held_bytes.saturating_add(bytes);
+            self.held.push_back(batch);
+            self.mergeable &= self.held_rows <= MERGE_ROWS_MAX && self.held_bytes <= MERGE_BYTES_MAX;
+        }
+    }
+
+    /// All reduced rows, if nothing of them was sent.
+    pub(crate) fn take_mergeable(&mut self) -> Option<Vec<RecordBatch>> {
+        (self.mergeable && self.reducer.is_done()).then(|| std::mem::take(&mut self.held).into())
+    }
+
+    /// For the first rows of an order: what a row has to pass to be among them, as far as is known;
+    /// over the projected columns. Known from rows of this segment alone.
+    pub(crate) fn bound(&self) -> Option<Arc<dyn PhysicalExpr>> {
+        self.reducer.operator.as_ref()?.bound()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::compute::concat_batches;
+
+    use super::*;
+    use crate::testing::{Query, plain_result, rows};
+
+    /// What a reduction of `batch`, a hundred rows at a time, sends to a caller that has `skip_rows`
+    /// rows; `bytes_max` of nothing begins again after each time.
+    fn send(query: &Query, batch: &RecordBatch, skip_rows: u64, bytes_max: usize) -> RecordBatch {
+        let reduction = query.fragment.reduction().unwrap();
+        let reductions = Arc::new(Reductions::new(reduction.clone(), 64).unwrap());
+        let mut output = ReducedOutput::with_bytes_max(&reductions, skip_rows, bytes_max).unwrap();
+        output.mergeable = false;
+        let (mut progress, limit) = (Progress::new(skip_rows), RowLimit::new(None));
+        let mut sent = Vec::new();
+        let columns: Vec<usize> = reduction
+            .input_schema()
+            .fields()
+            .iter()
+            .map(|field| batch.schema().index_of(field.name()).unwrap())
+            .collect();
+        let projected = batch.project(&columns).unwrap();
+        for offset in (0..batch.num_rows()).step_by(100) {
+            output.push(projected.slice(offset, 100.min(batch.num_rows() - offset))).unwrap();
+            while let Some(batch) = output.pop(&mut progress, &limit).unwrap() {
+                sent.push(batch);
+            }
+        }
+        output.close();
+        while let Some(batch) = output.pop(&mut progress, &limit).unwrap() {
+            sent.push(batch);
+        }
+        concat_batches(&reduction.schema(), &sent).unwrap()
+    }
+
+    #[tokio::test]
+    async fn one_that_begins_again_sends_states_that_make_the_same_result() {
+        let batch = rows(0, 950);
+        for (sql, row_count) in [
+            ("SELECT kind, count(*), sum(price), count(DISTINCT key) FROM t GROUP BY kind", None),
+            ("SELECT count(DISTINCT key), array_sort(array_agg(kind)), min(comment) FROM t", Some(10)),
+            ("SELECT kind, sum(price) FROM t GROUP BY kind", Some(30)),
+            ("SELECT kind, sum(price) FROM t GROUP BY ROLLUP (kind)", Some(40)),
+            ("SELECT id, comment FROM t ORDER BY id DESC LIMIT 7", Some(70)),
+        ] {
+            let query = Query::new(sql, None).await;
+            let all = send(&query, &batch, 0, 0);
+            assert!(row_count.is_none_or(|count| count == all.num_rows()), "{sql}: {}", all.num_rows());
+            for skip in 1..=all.num_rows() {
+                let rest = all.slice(skip, all.num_rows() - skip);
+                assert_eq!(send(&query, &batch, skip as u64, 0), rest, "{sql} from row {skip} on");
+            }
+            assert_eq!(query.finish(vec![all]).await, plain_result(sql, &batch).await, "{sql}");
+        }
+    }
+}
