@@ -8,7 +8,7 @@
 //! of rows within one is fixed, so no row is lost or doubled, at whatever moment the failure comes.
 //! Nothing is spawned: dropping the stream drops the requests, which stops the nodes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -17,7 +17,10 @@ use arrow::record_batch::RecordBatch;
 use aubade_catalog::SegmentEntry;
 use aubade_environment::Deadline;
 use aubade_planner::ScanTask;
-use aubade_proto::{Error, ErrorCode, NodeId, Result, Retry, ScanEvent, ScanRequest, SegmentScan};
+use aubade_planner::prune::prune_segments;
+use aubade_proto::{
+    Error, ErrorCode, Fragment, NodeId, Result, Retry, ScanEvent, ScanRequest, ScanStatistics, SegmentScan,
+};
 use datafusion::common::utils::memory::get_record_batch_memory_size;
 use datafusion::error::DataFusionError;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
@@ -35,7 +38,7 @@ use crate::storage_client::ScanStream;
 
 /// Starts a partition of a scan.
 pub(crate) fn scan(cluster: Arc<Cluster>, task: ScanTask, context: &TaskContext) -> Result<SendableRecordBatchStream> {
-    let schema = Arc::clone(task.fragment.output_schema());
+    let schema = Arc::clone(task.fragment.planned().output_schema());
     let reservation = MemoryConsumer::new(format!("scan of {}", task.table.name)).register(context.memory_pool());
     let config = context.session_config();
     // What is left of the query's deadline is passed on to the nodes.
@@ -55,6 +58,11 @@ pub(crate) fn scan(cluster: Arc<Cluster>, task: ScanTask, context: &TaskContext)
 #[derive(Debug)]
 struct Progress {
     segment: Arc<SegmentEntry>,
+    /// Index into the table's segments.
+    segment_index: usize,
+    /// What it was asked with first. A retry asks with the same: filters that became known since would
+    /// let fewer rows pass, and the rows that were handed on could not be counted off.
+    fragment: Option<Arc<Fragment>>,
     rows_handed_on: u64,
     done: bool,
     /// Replicas that failed in this round, with what they said.
@@ -67,6 +75,8 @@ struct Request {
     member: Arc<Member>,
     /// Indices into [`FanOut::segments`], in the order of the request.
     segments: Vec<usize>,
+    /// Merged rows, kept until the node says which segments they stand for.
+    merged: Vec<RecordBatch>,
     events: ScanStream,
     _active: ActiveRequest,
 }
@@ -86,6 +96,11 @@ struct FanOut {
     /// Segments that no request covers now.
     waiting: Vec<usize>,
     requests: FuturesUnordered<StreamFuture<Request>>,
+    /// Batches to hand on.
+    ready: VecDeque<RecordBatch>,
+    /// The fragment with the filters that were known last, and the segments of the table that these
+    /// leave.
+    latest: Option<(Arc<Fragment>, BTreeSet<usize>)>,
     rows_left: Option<u64>,
     deadline: Deadline,
     reservation: MemoryReservation,
@@ -105,19 +120,42 @@ impl FanOut {
             let segment =
                 segment.ok_or_else(|| Error::internal(format!("{} has no segment {index}", task.table.name)))?;
             let segment = Arc::clone(segment);
-            Ok(Progress { segment, rows_handed_on: 0, done: false, failures: Vec::new(), rounds: 0 })
+            Ok(Progress {
+                segment,
+                segment_index: *index,
+                fragment: None,
+                rows_handed_on: 0,
+                done: false,
+                failures: Vec::new(),
+                rounds: 0,
+            })
         });
         let segments = progress.collect::<Result<Vec<_>>>()?;
         // Taken from the back: reversed, so that segments go out in their order.
         let waiting = (0..segments.len()).rev().collect();
-        let rows_left = task.fragment.limit();
+        let rows_left = task.fragment.planned().limit();
         let requests = FuturesUnordered::new();
-        Ok(Self { cluster, task, segments, waiting, requests, rows_left, deadline, reservation, batch_rows })
+        Ok(Self {
+            cluster,
+            task,
+            segments,
+            waiting,
+            requests,
+            ready: VecDeque::new(),
+            latest: None,
+            rows_left,
+            deadline,
+            reservation,
+            batch_rows,
+        })
     }
 
     /// The next batch; `None` at the end.
     async fn next(&mut self) -> Result<Option<RecordBatch>> {
         loop {
+            if let Some(batch) = self.ready.pop_front() {
+                return Ok(Some(batch));
+            }
             if self.rows_left == Some(0) {
                 self.requests.clear();
                 return Ok(None);
@@ -129,50 +167,80 @@ impl FanOut {
                 }
                 continue;
             };
-            if let Some(batch) = self.handle(event, request)? {
-                return Ok(Some(batch));
-            }
+            self.handle(event, request)?;
         }
     }
 
     /// Takes in one event of a request and goes on listening to it.
-    fn handle(&mut self, event: Option<Result<ScanEvent>>, request: Request) -> Result<Option<RecordBatch>> {
-        let index_in_request = match &event {
-            Some(Ok(
-                ScanEvent::Batch { segment_index, .. }
-                | ScanEvent::SegmentDone { segment_index, .. }
-                | ScanEvent::SegmentFailed { segment_index, .. },
-            )) => Some(*segment_index),
-            Some(Err(_)) | None => None,
-        };
-        let Some(index_in_request) = index_in_request else {
-            self.end_request(&request, event.and_then(Result::err))?;
-            return Ok(None);
-        };
-        let Some(index) = request.segments.get(index_in_request).copied() else {
-            return Err(Error::internal(format!(
-                "{} answered for a segment that it was not asked for",
-                name(&request.member)
-            )));
-        };
-        let mut handed_on = None;
+    fn handle(&mut self, event: Option<Result<ScanEvent>>, mut request: Request) -> Result<()> {
         match event {
-            Some(Ok(ScanEvent::Batch { batch, rows_through, wire_bytes, .. })) => {
-                handed_on = self.take_batch(index, batch, rows_through, wire_bytes, &request.member)?;
+            Some(Ok(ScanEvent::Batch { segment_index, batch, rows_through, wire_bytes })) => {
+                let index = asked(&request, segment_index)?;
+                self.count_wire(wire_bytes);
+                let batch = self.take_batch(index, batch, rows_through, &request.member)?;
+                self.ready.extend(batch);
             }
-            Some(Ok(ScanEvent::SegmentDone { statistics, .. })) => {
-                if let Some(progress) = self.segments.get_mut(index) {
-                    progress.done = true;
+            Some(Ok(ScanEvent::Merged { batch, wire_bytes })) => {
+                self.count_wire(wire_bytes);
+                request.merged.push(batch);
+                self.reserve(&request.merged)?;
+            }
+            Some(Ok(ScanEvent::MergedDone { segments })) => {
+                for (segment_index, statistics) in segments {
+                    let index = asked(&request, segment_index)?;
+                    self.merged(index, &request.member)?;
+                    self.segment_done(index, &statistics, &request.member);
                 }
-                self.task.metrics.add_storage(&statistics);
-                self.task.metrics.add_replica(request.member.entry.id);
-                self.task.metrics.segments_scanned.add(1);
+                let merged = std::mem::take(&mut request.merged);
+                self.ready.extend(merged.into_iter().filter(|batch| batch.num_rows() > 0));
             }
-            Some(Ok(ScanEvent::SegmentFailed { error, .. })) => self.segment_failed(index, &request.member, error)?,
-            Some(Err(_)) | None => {}
+            Some(Ok(ScanEvent::SegmentDone { segment_index, statistics })) => {
+                let index = asked(&request, segment_index)?;
+                self.segment_done(index, &statistics, &request.member);
+            }
+            Some(Ok(ScanEvent::SegmentFailed { segment_index, error })) => {
+                let index = asked(&request, segment_index)?;
+                self.segment_failed(index, &request.member, error)?;
+            }
+            Some(Err(error)) => return self.end_request(&request, Some(error)),
+            None => return self.end_request(&request, None),
         }
         self.requests.push(request.into_future());
-        Ok(handed_on)
+        Ok(())
+    }
+
+    fn count_wire(&self, bytes: u64) {
+        self.task.metrics.bytes_wire.add(usize::try_from(bytes).unwrap_or(usize::MAX));
+    }
+
+    fn segment_done(&mut self, index: usize, statistics: &ScanStatistics, member: &Member) {
+        if let Some(progress) = self.segments.get_mut(index) {
+            progress.done = true;
+        }
+        self.task.metrics.add_storage(statistics);
+        self.task.metrics.add_replica(member.entry.id);
+        self.task.metrics.segments_scanned.add(1);
+    }
+
+    /// Makes sure that merged rows can stand for all rows of a segment.
+    fn merged(&self, index: usize, member: &Member) -> Result<()> {
+        let untouched = |progress: &Progress| !progress.done && progress.rows_handed_on == 0;
+        match self.segments.get(index) {
+            Some(progress) if !untouched(progress) => Err(Error::internal(format!(
+                "{} merged rows of segment {}, of which rows were handed on before",
+                name(member),
+                progress.segment.id
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Counts what is held: `batches`, and about as much as the last of them for every open request.
+    fn reserve(&mut self, batches: &[RecordBatch]) -> Result<()> {
+        let held: usize = batches.iter().map(get_record_batch_memory_size).sum();
+        let last = batches.last().map_or(0, get_record_batch_memory_size);
+        let in_flight = last.saturating_mul(self.requests.len()).saturating_add(held);
+        self.reservation.try_resize(in_flight).map_err(Error::from_datafusion)
     }
 
     fn take_batch(
@@ -180,7 +248,6 @@ impl FanOut {
         index: usize,
         mut batch: RecordBatch,
         rows_through: u64,
-        wire_bytes: u64,
         member: &Member,
     ) -> Result<Option<RecordBatch>> {
         let Some(progress) = self.segments.get_mut(index) else { return Ok(None) };
@@ -195,15 +262,12 @@ impl FanOut {
             return Err(Error::internal(text));
         }
         progress.rows_handed_on = rows_through;
-        self.task.metrics.bytes_wire.add(usize::try_from(wire_bytes).unwrap_or(usize::MAX));
         if let Some(left) = &mut self.rows_left {
             let kept = rows.min(*left);
             *left -= kept;
             batch = batch.slice(0, usize::try_from(kept).unwrap_or(usize::MAX));
         }
-        // What is in flight: the batch at hand, and about as much for every open request.
-        let in_flight = get_record_batch_memory_size(&batch).saturating_mul(self.requests.len() + 1);
-        self.reservation.try_resize(in_flight).map_err(Error::from_datafusion)?;
+        self.reserve(std::slice::from_ref(&batch))?;
         Ok((batch.num_rows() > 0).then_some(batch))
     }
 
@@ -253,10 +317,45 @@ impl FanOut {
         Ok(())
     }
 
+    /// Gives segments that were not asked for yet the filters that are known by now, and leaves out
+    /// those in which no row passes them.
+    fn apply_runtime_filters(&mut self) -> Result<()> {
+        let fragment = self.task.fragment.now()?;
+        if !self.latest.as_ref().is_some_and(|(latest, _)| Arc::ptr_eq(latest, &fragment)) {
+            let kept = match Arc::ptr_eq(&fragment, self.task.fragment.planned()) {
+                true => self.task.segments.iter().copied().collect(),
+                false => {
+                    let statistics = &self.task.table.statistics;
+                    prune_segments(statistics, fragment.scan_schema(), fragment.filter()).into_iter().collect()
+                }
+            };
+            self.latest = Some((fragment, kept));
+        }
+        let Some((fragment, kept)) = &self.latest else { return Ok(()) };
+        let (segments, metrics) = (&mut self.segments, &self.task.metrics);
+        self.waiting.retain(|index| {
+            let Some(progress) = segments.get_mut(*index).filter(|progress| progress.fragment.is_none()) else {
+                return true;
+            };
+            progress.done = !kept.contains(&progress.segment_index);
+            if progress.done {
+                metrics.segments_pruned_runtime.add(1);
+            } else {
+                progress.fragment = Some(Arc::clone(fragment));
+            }
+            !progress.done
+        });
+        Ok(())
+    }
+
     /// Covers waiting segments by requests, as many as may be open.
     async fn send_requests(&mut self) -> Result<()> {
+        if !self.waiting.is_empty() && self.requests.len() < REQUESTS_PER_PARTITION_MAX {
+            self.apply_runtime_filters()?;
+        }
         while !self.waiting.is_empty() && self.requests.len() < REQUESTS_PER_PARTITION_MAX {
-            let mut batches: BTreeMap<NodeId, (Arc<Member>, Vec<usize>)> = BTreeMap::new();
+            // By node and fragment: a request has one of each.
+            let mut batches: BTreeMap<(NodeId, usize), (Arc<Member>, Vec<usize>)> = BTreeMap::new();
             let mut pause = false;
             let mut new_requests = 0;
             while let Some(index) = self.waiting.pop() {
@@ -266,8 +365,10 @@ impl FanOut {
                     |member: &&Arc<Member>| !progress.failures.iter().any(|(node, _)| *node == member.entry.id);
                 match replicas.iter().find(untried) {
                     Some(member) => {
-                        let (_, segments) =
-                            batches.entry(member.entry.id).or_insert_with(|| (Arc::clone(member), Vec::new()));
+                        let fragment = progress.fragment.as_ref().map_or(0, |fragment| Arc::as_ptr(fragment) as usize);
+                        let (_, segments) = batches
+                            .entry((member.entry.id, fragment))
+                            .or_insert_with(|| (Arc::clone(member), Vec::new()));
                         if segments.len().is_multiple_of(SEGMENTS_PER_REQUEST_MAX) {
                             if self.requests.len() + new_requests >= REQUESTS_PER_PARTITION_MAX {
                                 self.waiting.push(index);
@@ -304,18 +405,25 @@ impl FanOut {
         if progress.clone().any(|progress| progress.rounds > 0 || !progress.failures.is_empty()) {
             self.task.metrics.retries.add(1);
         }
+        let fragment = progress.clone().find_map(|progress| progress.fragment.as_ref());
+        let fragment = fragment.unwrap_or_else(|| self.task.fragment.planned());
+        let fragment = match self.rows_left {
+            None => Arc::clone(fragment),
+            limit => Arc::new(fragment.with_limit(limit)),
+        };
         let request = ScanRequest {
             header: self.cluster.header(self.task.snapshot.version, remaining),
             segments: progress
                 .map(|progress| SegmentScan { segment_id: progress.segment.id, skip_rows: progress.rows_handed_on })
                 .collect(),
-            fragment: Arc::new(self.task.fragment.with_limit(self.rows_left)),
+            fragment,
             batch_rows: self.batch_rows,
         };
         self.task.metrics.requests.add(1);
         let client = Arc::clone(&member.client);
         let events = stream::once(async move { client.scan(request).await }).try_flatten().boxed();
-        let request = Request { member: Arc::clone(member), segments, events, _active: member.begin_request() };
+        let _active = member.begin_request();
+        let request = Request { member: Arc::clone(member), segments, merged: Vec::new(), events, _active };
         self.requests.push(request.into_future());
     }
 }
@@ -340,6 +448,13 @@ fn next_round(progress: &mut Progress, task: &ScanTask) -> Result<()> {
     Err(match progress.failures.pop() {
         Some((_, cause)) => error.source(cause),
         None => error,
+    })
+}
+
+/// The segment that an event of a request is about.
+fn asked(request: &Request, index: usize) -> Result<usize> {
+    request.segments.get(index).copied().ok_or_else(|| {
+        Error::internal(format!("{} answered for a segment that it was not asked for", name(&request.member)))
     })
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use aubade_catalog::Snapshot;
 use aubade_catalog::snapshot::Table;
-use aubade_proto::{Fragment, NodeId, Result, ScanStatistics};
+use aubade_proto::{NodeId, Result, ScanStatistics};
 use datafusion::datasource::sink::DataSink;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::metrics::{
@@ -15,9 +15,11 @@ use datafusion::physical_plan::metrics::{
 };
 use parking_lot::Mutex;
 
+use crate::runtime_filter::RuntimeFragment;
+
 /// What the planner needs from whoever runs its plans. The planner itself never opens a socket.
 pub trait TableAccess: Debug + Send + Sync {
-    /// Runs one partition of a scan: a stream of `task.fragment.output_schema()`.
+    /// Runs one partition of a scan: a stream of the fragment's output schema.
     ///
     /// # Errors
     /// Whatever keeps the scan from starting; later errors come in the stream.
@@ -39,8 +41,9 @@ pub struct ScanTask {
     pub table: Arc<Table>,
     /// Indices into `table.segments`: this partition's share of those that survived pruning.
     pub segments: Vec<usize>,
-    /// What to run over them. A limit holds for this partition.
-    pub fragment: Arc<Fragment>,
+    /// What to run over them, and the filters that become known while the query runs. A limit holds for this
+    /// partition.
+    pub fragment: RuntimeFragment,
     /// To be counted up. The node that owns the task counts segments in total, pruned segments and output rows; the
     /// access counts the rest.
     pub metrics: ScanMetrics,
@@ -55,6 +58,8 @@ pub struct ScanMetrics {
     pub segments_total: Count,
     /// Of these, those that statistics ruled out.
     pub segments_pruned: Count,
+    /// Segments that filters known only at run time ruled out.
+    pub segments_pruned_runtime: Count,
     /// Segments that were read to their end (or to the limit).
     pub segments_scanned: Count,
     /// Requests sent to storage nodes.
@@ -105,6 +110,7 @@ impl ScanMetrics {
         Self {
             segments_total: counter("segments_total"),
             segments_pruned: counter("segments_pruned"),
+            segments_pruned_runtime: counter("segments_pruned_runtime"),
             segments_scanned: counter("segments_scanned"),
             requests: counter("requests"),
             retries: counter("retries"),

@@ -19,6 +19,7 @@ use datafusion::physical_plan::projection::{ProjectionExec, ProjectionExpr};
 use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties};
 
+use crate::rewrite::push_reduction::reduced;
 use crate::scan_exec::ScanTarget;
 
 /// What the optimiser is told of a scan's output.
@@ -70,8 +71,9 @@ pub(crate) fn estimate(
         .projection()
         .iter()
         .map(|column| ProjectionExpr { expr: Arc::clone(&column.expression), alias: column.name.clone() });
-    let plan = ProjectionExec::try_new(outputs.collect::<Vec<_>>(), plan)?;
-    let statistics = StatisticsContext::new().compute(&plan, &StatisticsArgs::new())?;
+    let plan: Arc<dyn ExecutionPlan> = Arc::new(ProjectionExec::try_new(outputs.collect::<Vec<_>>(), plan)?);
+    let plan = reduced(fragment, plan)?;
+    let statistics = StatisticsContext::new().compute(plan.as_ref(), &StatisticsArgs::new())?;
     let mut statistics = Arc::unwrap_or_clone(statistics);
     if fragment.filter().is_some() {
         statistics.num_rows = cap(statistics.num_rows, rows_kept);
@@ -84,8 +86,13 @@ pub(crate) fn estimate(
             statistics = statistics.to_inexact();
         }
     }
+    if fragment.reduction().is_some() {
+        // Each segment is reduced by itself, or with others.
+        statistics = statistics.to_inexact();
+    }
     let mut equivalence = EquivalenceProperties::new(Arc::clone(fragment.output_schema()));
-    if &plan.schema() == fragment.output_schema() {
+    // Reduced rows of several segments follow each other in no order.
+    if fragment.reduction().is_none() && &plan.schema() == fragment.output_schema() {
         equivalence = plan.properties().equivalence_properties().clone();
     }
     Ok(Estimate { statistics, equivalence })

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use aubade_proto::ReductionKind;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr_common::physical_expr::fmt_sql;
 use datafusion::physical_plan::{ExecutionPlan, displayable};
@@ -38,6 +39,14 @@ fn parts(scan: &StorageScanExec) -> Vec<(&'static str, String)> {
     ];
     parts.extend(fragment.filter().map(|filter| ("filter", sql(filter))));
     parts.extend(projection(scan).map(|projection| ("projection", format!("[{projection}]"))));
+    parts.extend(fragment.reduction().map(|reduction| match reduction.kind() {
+        ReductionKind::Aggregate => ("aggregate", reduction.describe()),
+        ReductionKind::TopK => ("first rows", reduction.describe()),
+    }));
+    if !scan.runtime_filters().is_empty() {
+        let filters: Vec<_> = scan.runtime_filters().iter().map(ToString::to_string).collect();
+        parts.push(("at run time", format!("[{}]", filters.join(", "))));
+    }
     parts.extend(fragment.limit().map(|limit| ("limit", limit.to_string())));
     parts
 }

@@ -1,5 +1,6 @@
 //! The leaf that stands for a fragment running at storage nodes.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use arrow::record_batch::RecordBatch;
 use aubade_catalog::Snapshot;
 use aubade_catalog::snapshot::Table;
 use aubade_proto::{Error, Fragment, ProjectionColumn};
+use datafusion::common::config::ConfigOptions;
 use datafusion::common::stats::Precision;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{Statistics, internal_datafusion_err};
@@ -24,6 +26,7 @@ use datafusion::physical_plan::execution_plan::{
     Boundedness, CardinalityEffect, ChildrenPropertiesMode, EmissionType, ReplaceChildrenOptions, SchedulingType,
     apply_expression_roots,
 };
+use datafusion::physical_plan::filter_pushdown::{ChildPushdownResult, FilterPushdownPhase, FilterPushdownPropagation};
 use datafusion::physical_plan::metrics::MetricsSet;
 use datafusion::physical_plan::projection::ProjectionExec;
 use datafusion::physical_plan::statistics::StatisticsArgs;
@@ -35,8 +38,12 @@ use futures::Stream;
 use crate::access::{ScanMetrics, ScanTask, TableAccess};
 use crate::estimate::{Estimate, estimate};
 use crate::explain;
+use crate::join_keys::JoinKeys;
 use crate::prune::{prune_segments, share_segments};
+use crate::rewrite::Pushable;
 use crate::rewrite::compose::{compose, substitute};
+use crate::rewrite::push_reduction::before_reduction;
+use crate::runtime_filter::{RuntimeFilter, RuntimeFragment};
 
 /// What a scan is of, whatever its fragment.
 #[derive(Clone, Debug)]
@@ -88,6 +95,10 @@ pub struct StorageScanExec {
     segments: Arc<Segments>,
     statistics: Arc<Statistics>,
     not_pushed: Vec<String>,
+    /// Over the fragment's scan schema.
+    runtime_filters: Arc<[RuntimeFilter]>,
+    /// What may be sent of them.
+    pushable: Option<Arc<Pushable>>,
     metrics: ScanMetrics,
     /// Whether the segment counts are in `metrics` yet.
     counted: Arc<AtomicBool>,
@@ -107,7 +118,7 @@ impl StorageScanExec {
     /// When the expressions of the fragment do not fit its schema.
     pub fn try_new(target: ScanTarget, fragment: Fragment) -> Result<Self> {
         let segments = Arc::new(Segments::new(&target, &fragment));
-        let selectivity = datafusion::common::config::ConfigOptions::default().optimizer.default_filter_selectivity;
+        let selectivity = ConfigOptions::default().optimizer.default_filter_selectivity;
         Self::build(target, Arc::new(fragment), selectivity, segments, Vec::new())
     }
 
@@ -133,6 +144,8 @@ impl StorageScanExec {
             segments,
             statistics: Arc::new(statistics),
             not_pushed,
+            runtime_filters: Arc::from([]),
+            pushable: None,
             metrics: ScanMetrics::new(),
             counted: Arc::default(),
             properties: Arc::new(properties),
@@ -177,6 +190,41 @@ impl StorageScanExec {
     /// What stays on the coordinator directly above this leaf, and why.
     pub fn not_pushed(&self) -> &[String] {
         &self.not_pushed
+    }
+
+    /// The filters that become known while the query runs.
+    pub(crate) fn runtime_filters(&self) -> &[RuntimeFilter] {
+        &self.runtime_filters
+    }
+
+    /// By which the operators are found that its runtime filters come from.
+    pub(crate) fn runtime_filter_ids(&self) -> Vec<u64> {
+        self.runtime_filters.iter().filter_map(RuntimeFilter::expression_id).collect()
+    }
+
+    /// The scan with the keys of the joins that its runtime filters come from.
+    #[must_use]
+    pub(crate) fn with_join_keys(&self, keys_of: &BTreeMap<u64, Arc<JoinKeys>>, pushable: &Arc<Pushable>) -> Self {
+        let filters = self.runtime_filters.iter().map(|filter| {
+            let keys = filter.expression_id().and_then(|id| keys_of.get(&id));
+            keys.map_or_else(|| filter.clone(), |keys| filter.with_keys(Arc::clone(keys)))
+        });
+        Self { runtime_filters: filters.collect(), pushable: Some(Arc::clone(pushable)), ..self.clone() }
+    }
+
+    /// The filter of an operator above as one over the columns that the fragment reads; `None` where
+    /// it says nothing about single rows.
+    fn runtime_filter(&self, filter: &Arc<dyn PhysicalExpr>) -> Result<Option<RuntimeFilter>> {
+        if self.fragment.limit().is_some() {
+            return Ok(None);
+        }
+        let Some(filter) = before_reduction(&self.fragment, filter)? else { return Ok(None) };
+        Ok(RuntimeFilter::try_new(substitute(&filter, self.fragment.projection())?))
+    }
+
+    /// The scan of a fragment that also reduces its rows.
+    pub(crate) fn with_reduced_fragment(&self, fragment: Fragment) -> Result<Self> {
+        self.with_fragment(fragment)
     }
 
     /// The same scan with a note on what stays above it.
@@ -299,7 +347,9 @@ impl ExecutionPlan for StorageScanExec {
         f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
     ) -> Result<TreeNodeRecursion> {
         let projection = self.fragment.projection().iter().map(|column| &column.expression);
-        apply_expression_roots(self.fragment.filter().into_iter().chain(projection), f)
+        // A join fills its filter only if it finds it below.
+        let runtime = self.runtime_filters.iter().map(RuntimeFilter::expression);
+        apply_expression_roots(self.fragment.filter().into_iter().chain(projection).chain(runtime), f)
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
@@ -314,7 +364,12 @@ impl ExecutionPlan for StorageScanExec {
             snapshot: Arc::clone(&self.target.snapshot),
             table: Arc::clone(&self.target.table),
             segments,
-            fragment: Arc::clone(&self.fragment),
+            fragment: RuntimeFragment::new(
+                Arc::clone(&self.fragment),
+                Arc::clone(&self.runtime_filters),
+                self.pushable.clone(),
+                Arc::clone(context.session_config().options()),
+            ),
             metrics: self.metrics.clone(),
             partition,
         };
@@ -339,7 +394,38 @@ impl ExecutionPlan for StorageScanExec {
         }
     }
 
+    fn reset_state(self: Arc<Self>) -> Result<Arc<dyn ExecutionPlan>> {
+        // The operators above make filters of their own in the next run, which this scan does not hold.
+        Ok(Arc::new(Self { runtime_filters: Arc::from([]), ..self.as_ref().clone() }))
+    }
+
+    fn handle_child_pushdown_result(
+        &self,
+        phase: FilterPushdownPhase,
+        result: ChildPushdownResult,
+        _config: &ConfigOptions,
+    ) -> Result<FilterPushdownPropagation<Arc<dyn ExecutionPlan>>> {
+        // Filters that are known were pushed by `PushFragment`.
+        if phase == FilterPushdownPhase::Pre {
+            return Ok(FilterPushdownPropagation::all_unsupported(result));
+        }
+        let mut filters = self.runtime_filters.to_vec();
+        for parent in &result.parent_filters {
+            filters.extend(self.runtime_filter(&parent.filter)?);
+        }
+        // They are best effort: the operators above look again.
+        let propagation = FilterPushdownPropagation::all_unsupported(result);
+        if filters.len() == self.runtime_filters.len() {
+            return Ok(propagation);
+        }
+        let scan = Self { runtime_filters: filters.into(), ..self.clone() };
+        Ok(propagation.with_updated_node(Arc::new(scan) as Arc<dyn ExecutionPlan>))
+    }
+
     fn with_fetch(&self, limit: Option<usize>) -> Option<Arc<dyn ExecutionPlan>> {
+        if self.fragment.reduction().is_some() {
+            return None;
+        }
         let limit = limit.map(|limit| u64::try_from(limit).unwrap_or(u64::MAX));
         let scan = self.with_fragment(self.fragment.with_limit(limit)).ok()?;
         Some(Arc::new(scan))
@@ -360,7 +446,7 @@ impl ExecutionPlan for StorageScanExec {
             .expr()
             .iter()
             .all(|output| output.expr.downcast_ref::<Column>().is_some_and(|column| seen.insert(column.index())));
-        if !narrow {
+        if !narrow || self.fragment.reduction().is_some() {
             return Ok(None);
         }
         let outputs = projection.expr().iter().map(|output| {

@@ -12,6 +12,7 @@ use datafusion::prelude::SessionConfig;
 use crate::access::TableAccess;
 use crate::catalog::{CATALOG, SnapshotCatalog};
 use crate::embedded::PlannerOptions;
+use crate::options::AubadeOptions;
 use crate::pipeline::physical_optimizer_rules;
 
 /// The settings that sessions start with; `SET` changes them.
@@ -20,7 +21,8 @@ pub fn session_config(options: &PlannerOptions) -> SessionConfig {
         .with_information_schema(true)
         .with_default_catalog_and_schema(CATALOG, DEFAULT_SCHEMA)
         .with_create_default_catalog_and_schema(false)
-        .with_collect_statistics(true);
+        .with_collect_statistics(true)
+        .with_option_extension(AubadeOptions::default());
     if let Some(partitions) = options.target_partitions {
         config = config.with_target_partitions(partitions.max(1));
     }

@@ -13,7 +13,9 @@ use aubade_catalog::snapshot::{DEFAULT_SCHEMA, Relation, RelationName, Snapshot,
 use aubade_catalog::{SegmentEntry, SegmentStatistics, StatisticsBuilder};
 use aubade_proto::convert::{decode_fragment, encode_fragment};
 use aubade_proto::{ClusterId, Epoch, Fragment, RelationId, Result, SegmentId, TransactionId, Version};
+use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::datasource::sink::DataSink;
+use datafusion::error::DataFusionError;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::metrics::MetricsSet;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
@@ -121,21 +123,33 @@ fn run(fragment: &Fragment, segment: &RecordBatch) -> Result<RecordBatch> {
         fragment.projection().iter().map(|column| Ok(column.expression.evaluate(&batch)?.into_array(rows)?));
     let options = RecordBatchOptions::new().with_row_count(Some(rows));
     let columns = columns.collect::<Result<Vec<ArrayRef>>>()?;
-    let output = RecordBatch::try_new_with_options(Arc::clone(fragment.output_schema()), columns, &options)?;
+    let schema =
+        fragment.reduction().map_or_else(|| Arc::clone(fragment.output_schema()), |reduction| reduction.input_schema());
+    let output = RecordBatch::try_new_with_options(schema, columns, &options)?;
     let limit = fragment.limit().map_or(rows, |limit| rows.min(limit as usize));
     Ok(output.slice(0, limit))
 }
 
 impl TableAccess for MemoryAccess {
-    fn scan(&self, task: ScanTask, _context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+    fn scan(&self, task: ScanTask, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let table = self.tables.iter().find(|table| table.name == task.table.name).unwrap();
         let functions = SessionContext::new().task_ctx();
-        let fragment = decode_fragment(&encode_fragment(&task.fragment)?, &functions)?;
-        assert_eq!(fragment.output_schema(), task.fragment.output_schema());
+        let planned = task.fragment.now()?;
+        let fragment = decode_fragment(&encode_fragment(&planned)?, &functions)?;
+        assert_eq!(fragment.output_schema().fields().len(), planned.output_schema().fields().len());
         let segments: Vec<_> = table.segments.iter().filter(|batch| batch.num_rows() > 0).collect();
-        let batches: Vec<_> = task.segments.iter().map(|index| Ok(run(&fragment, segments[*index])?)).collect();
+        let batches: Vec<Result<RecordBatch, DataFusionError>> =
+            task.segments.iter().map(|index| Ok(run(&fragment, segments[*index])?)).collect();
         let schema = Arc::clone(fragment.output_schema());
         self.tasks.lock().push(task);
+        if let Some(reduction) = fragment.reduction() {
+            let rows = MemorySourceConfig::try_new_exec(
+                &[batches.into_iter().collect::<Result<Vec<_>, DataFusionError>>()?],
+                reduction.input_schema(),
+                None,
+            )?;
+            return Ok(reduction.over(rows)?.execute(0, context)?);
+        }
         Ok(Box::pin(RecordBatchStreamAdapter::new(schema, futures::stream::iter(batches))))
     }
 

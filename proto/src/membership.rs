@@ -158,7 +158,10 @@ impl KeySet {
             match kind {
                 KeyKind::Integer => integers(keys)?.iter().flatten().for_each(|key| set.insert(&key)),
                 KeyKind::Decimal => {
-                    keys.as_primitive::<Decimal128Type>().iter().flatten().for_each(|key| set.insert(&key.to_le_bytes()[..]));
+                    keys.as_primitive::<Decimal128Type>()
+                        .iter()
+                        .flatten()
+                        .for_each(|key| set.insert(&key.to_le_bytes()[..]));
                 }
                 KeyKind::Text => match keys.data_type() {
                     DataType::Utf8 => for_each(keys.as_string::<i32>().iter(), |key: &str| set.insert(key)),
@@ -240,18 +243,12 @@ impl KeySet {
     }
 }
 
-fn primitive<T: ArrowPrimitiveType>(
-    keys: &PrimitiveArray<T>,
-    check: impl Fn(T::Native) -> bool,
-) -> BooleanBuffer {
+fn primitive<T: ArrowPrimitiveType>(keys: &PrimitiveArray<T>, check: impl Fn(T::Native) -> bool) -> BooleanBuffer {
     let values = keys.values();
     BooleanBuffer::collect_bool(values.len(), |index| values.get(index).is_some_and(|key| check(*key)))
 }
 
-fn each<T: ?Sized>(
-    keys: impl Iterator<Item = Option<impl AsRef<T>>>,
-    check: impl Fn(&T) -> bool,
-) -> BooleanBuffer {
+fn each<T: ?Sized>(keys: impl Iterator<Item = Option<impl AsRef<T>>>, check: impl Fn(&T) -> bool) -> BooleanBuffer {
     keys.map(|key| key.is_some_and(|key| check(key.as_ref()))).collect()
 }
 
@@ -358,8 +355,16 @@ mod tests {
     #[test]
     fn dense_numbers_are_a_bitmap() {
         let keys = Arc::new(Int64Array::from(vec![Some(5), None, Some(-2), Some(9)]));
-        let asked =
-            Arc::new(Int64Array::from(vec![Some(-3), Some(-2), Some(5), None, Some(6), Some(9), Some(10), Some(i64::MIN)]));
+        let asked = Arc::new(Int64Array::from(vec![
+            Some(-3),
+            Some(-2),
+            Some(5),
+            None,
+            Some(6),
+            Some(9),
+            Some(10),
+            Some(i64::MIN),
+        ]));
         let set = check(keys, asked, &[false, true, true, false, false, true, false, false]);
         assert!(matches!(set, KeySet::Bitmap { first: -2, bits } if bits.len() == 12));
     }

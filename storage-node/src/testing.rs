@@ -133,6 +133,9 @@ pub(crate) fn scan_request(fragment: Arc<Fragment>, segments: &[(u128, u64)]) ->
     ScanRequest { header: header(1), segments: segments.iter().map(scan).collect(), fragment, batch_rows: 0 }
 }
 
+/// Segments that were merged, and their rows together.
+pub(crate) type Merged = (Vec<(usize, ScanStatistics)>, Vec<RecordBatch>);
+
 /// Everything that a scan yielded.
 #[derive(Debug, Default)]
 pub(crate) struct Scanned {
@@ -140,7 +143,7 @@ pub(crate) struct Scanned {
     pub(crate) failed: Vec<(usize, aubade_proto::Error)>,
     pub(crate) done: Vec<usize>,
     /// Segments that were merged, with what each took, and their rows.
-    pub(crate) merged: Vec<(Vec<(usize, ScanStatistics)>, Vec<RecordBatch>)>,
+    pub(crate) merged: Vec<Merged>,
     pub(crate) statistics: ScanStatistics,
 }
 

@@ -20,6 +20,7 @@ use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use super::compose::{Widths, columns_used, reindex, substitute};
 use super::pushable::Pushable;
 use crate::estimate::scan_statistics;
+use crate::options::{Pushdown, pushdown};
 use crate::scan_exec::StorageScanExec;
 
 /// Replaces filters, projections and limits over a [`StorageScanExec`] by a scan that does their work, as far as it can
@@ -33,15 +34,15 @@ use crate::scan_exec::StorageScanExec;
 /// ```
 /// A filter is split into its conjuncts: those that cannot be pushed stay in a filter above. A limit goes into the scan
 /// as well and stays above where there are several partitions, or rows to be skipped.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct PushFragment {
-    pushable: Pushable,
+    pushable: Arc<Pushable>,
 }
 
 impl PushFragment {
     /// The rule with the functions that storage nodes know.
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(pushable: Arc<Pushable>) -> Self {
+        Self { pushable }
     }
 
     fn absorb_filter(
@@ -231,8 +232,6 @@ fn scan_below(node: &Arc<dyn ExecutionPlan>) -> Option<&StorageScanExec> {
 /// What an operator directly above a scan is called when it stays on the coordinator.
 fn operator(name: &str) -> Option<&'static str> {
     match name {
-        "AggregateExec" => Some("aggregate"),
-        "SortExec" | "SortPreservingMergeExec" | "PartialSortExec" => Some("sort"),
         name if name.contains("Join") => Some("join"),
         name if name.contains("Window") => Some("window"),
         _ => None,
@@ -255,6 +254,9 @@ fn note_operator(node: Arc<dyn ExecutionPlan>) -> Result<Transformed<Arc<dyn Exe
 
 impl PhysicalOptimizerRule for PushFragment {
     fn optimize(&self, plan: Arc<dyn ExecutionPlan>, config: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
+        if pushdown(config) == Pushdown::Off {
+            return Ok(plan);
+        }
         let plan = plan.transform_up(|node| {
             let scan = scan_below(&node).cloned();
             if let Some(projection) = node.downcast_ref::<ProjectionExec>() {

@@ -5,12 +5,13 @@ use std::fmt;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
-use aubade_proto::convert::{decode_fragment, encode_fragment};
+use aubade_proto::convert::{ScanEncoder, decode_fragment, encode_fragment};
 use aubade_proto::{Fragment, ProjectionColumn};
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::execution::{SessionStateBuilder, TaskContext};
-use datafusion::logical_expr::ScalarUDF;
+use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
+use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
 use datafusion::physical_expr::expressions::{
     BinaryExpr, CaseExpr, CastExpr, Column, DynamicFilterPhysicalExpr, InListExpr, IsNotNullExpr, IsNullExpr, LikeExpr,
     Literal, NegativeExpr, NotExpr, TryCastExpr,
@@ -26,6 +27,7 @@ use datafusion::prelude::SessionConfig;
 pub struct Pushable {
     /// Functions as every storage node has them.
     functions: HashMap<String, Arc<ScalarUDF>>,
+    aggregates: HashMap<String, Arc<AggregateUDF>>,
     decoder: Arc<TaskContext>,
 }
 
@@ -46,7 +48,9 @@ impl Pushable {
     pub fn new() -> Self {
         let config = SessionConfig::new().with_create_default_catalog_and_schema(false);
         let state = SessionStateBuilder::new().with_config(config).with_default_features().build();
-        Self { functions: state.scalar_functions().clone(), decoder: state.task_ctx() }
+        let functions = state.scalar_functions().clone();
+        let aggregates = state.aggregate_functions().clone();
+        Self { functions, aggregates, decoder: state.task_ctx() }
     }
 
     /// Why `filter` over `schema` cannot run at a storage node, if so.
@@ -91,7 +95,43 @@ impl Pushable {
         }
     }
 
-    fn check_kinds(&self, expression: &Arc<dyn PhysicalExpr>, config: &ConfigOptions) -> Result<(), String> {
+    /// Why a fragment with a reduction cannot be sent, if so.
+    ///
+    /// # Errors
+    /// The reason, for people.
+    pub(crate) fn check_reduction(&self, sent: &Fragment) -> Result<(), String> {
+        let types = |fragment: &Fragment| {
+            fragment.output_schema().fields().iter().map(|field| field.data_type().clone()).collect::<Vec<_>>()
+        };
+        let received = encode_fragment(sent).and_then(|message| decode_fragment(&message, &self.decoder));
+        match received.and_then(|received| ScanEncoder::new(received.output_schema()).map(|_| received)) {
+            Ok(received) if types(&received) == types(sent) => Ok(()),
+            Ok(_) => Err("its type does not survive the wire".to_owned()),
+            Err(error) => Err(error.message().to_owned()),
+        }
+    }
+
+    /// Why an aggregate function cannot run at a storage node, if so.
+    pub(crate) fn refuse_aggregate(&self, function: &AggregateFunctionExpr, config: &ConfigOptions) -> Option<String> {
+        let name = function.fun().name();
+        if !function.order_bys().is_empty() {
+            return Some(format!("{name} needs its rows in an order"));
+        }
+        if let Some(reason) = function.expressions().iter().find_map(|part| self.check_kinds(part, config).err()) {
+            return Some(reason);
+        }
+        match self.aggregates.get(name) {
+            Some(known) if known.as_ref() == function.fun() => None,
+            Some(_) => Some(format!("{name} has settings of the session")),
+            None => Some(format!("{name} is not known to storage nodes")),
+        }
+    }
+
+    /// Why an expression is of a kind that stays on the coordinator, if so.
+    ///
+    /// # Errors
+    /// The reason, for people.
+    pub(crate) fn check_kinds(&self, expression: &Arc<dyn PhysicalExpr>, config: &ConfigOptions) -> Result<(), String> {
         let mut refused = None;
         // The closure never fails, so neither does the walk.
         let _ = expression.apply(|node| {

@@ -10,19 +10,19 @@ use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::execution::TaskContext;
 use datafusion::physical_expr::utils::conjunction_opt;
 use datafusion::physical_expr::{PhysicalExpr, split_conjunction};
-use datafusion_proto::physical_plan::{AsExecutionPlan, DefaultPhysicalExtensionCodec};
 use datafusion_proto::physical_plan::from_proto::parse_physical_expr;
 use datafusion_proto::physical_plan::to_proto::serialize_physical_expr;
+use datafusion_proto::physical_plan::{AsExecutionPlan, DefaultPhysicalExtensionCodec};
 use datafusion_proto::protobuf::physical_plan_node::PhysicalPlanType;
 use datafusion_proto::protobuf::{PhysicalExprNode, PhysicalPlanNode};
 use prost::Message;
 
+use super::required;
 use crate::code::ErrorCode;
 use crate::error::{Error, Result, ResultExt};
 use crate::fragment::{Fragment, ProjectionColumn};
 use crate::membership::{KeySet, Membership};
 use crate::reduction::Reduction;
-use super::required;
 use crate::wire::storage as wire;
 
 /// An Arrow schema as an IPC message.
@@ -211,8 +211,8 @@ mod tests {
     use arrow::datatypes::{DataType, Field};
     use datafusion::functions_aggregate::count::count_udaf;
     use datafusion::logical_expr::Operator;
-    use datafusion::physical_expr::expressions::{binary, col, lit};
     use datafusion::physical_expr::aggregate::AggregateExprBuilder;
+    use datafusion::physical_expr::expressions::{binary, col, lit};
     use datafusion::physical_plan::ExecutionPlan;
     use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode, PhysicalGroupBy};
     use datafusion::physical_plan::empty::EmptyExec;
@@ -282,7 +282,8 @@ mod tests {
             .unwrap();
         let group = PhysicalGroupBy::new_single(vec![(col("x", &schema).unwrap(), "x".to_owned())]);
         let input = Arc::new(EmptyExec::new(Arc::clone(&schema)));
-        let plan = AggregateExec::try_new(AggregateMode::Partial, group, vec![Arc::new(count)], vec![None], input, schema);
+        let plan =
+            AggregateExec::try_new(AggregateMode::Partial, group, vec![Arc::new(count)], vec![None], input, schema);
         fragment.with_reduction(Reduction::aggregate(&plan.unwrap()).unwrap()).unwrap()
     }
 

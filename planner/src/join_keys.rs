@@ -1,0 +1,359 @@
+//! The keys of a hash join's build side, collected while they pass by, for the scans of its probe
+//! side.
+//!
+//! DataFusion gives a scan the bounds of these keys, and a list of them only where they are few:
+//! what it has beyond that is its hash table, which cannot be sent to a storage node. So the keys
+//! are looked at on their way into the join:
+//! ```text
+//! HashJoinExec
+//!   JoinKeysExec           notes the keys of each batch ------+
+//!     build side                                              |  JoinKeys
+//!   ... probe side ...                                        v
+//!     StorageScanExec      asks when it starts: bounds, list, bitmap or Bloom filter
+//! ```
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
+
+use arrow::array::{Array, ArrayRef};
+use arrow::datatypes::{DataType, SchemaRef};
+use arrow::record_batch::RecordBatch;
+use aubade_proto::{KeySet, Membership};
+use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::common::{Statistics, internal_datafusion_err};
+use datafusion::error::Result;
+use datafusion::execution::{RecordBatchStream, SendableRecordBatchStream, TaskContext};
+use datafusion::functions_aggregate::min_max::{MaxAccumulator, MinAccumulator};
+use datafusion::logical_expr::{Accumulator, Operator};
+use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::expressions::{BinaryExpr, in_list, lit};
+use datafusion::physical_plan::execution_plan::{
+    CardinalityEffect, ChildrenPropertiesMode, ReplaceChildrenOptions, apply_expression_roots,
+};
+use datafusion::physical_plan::statistics::{ChildStats, StatisticsArgs};
+use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties};
+use datafusion::scalar::ScalarValue;
+use futures::{Stream, StreamExt};
+use parking_lot::Mutex;
+
+/// Keys that are sent as a list, which prunes by statistics and Bloom filters of segments as well.
+const LIST_KEYS_MAX: usize = 64;
+/// Keys, repeated ones included, above which no list is tried for.
+const LIST_ROWS_MAX: usize = 4_096;
+
+/// What is known of one key column.
+#[derive(Debug)]
+struct Keys {
+    data_type: DataType,
+    /// The smallest and the largest; `None` where their order is not that of the scan's filters.
+    bounds: Option<(ScalarValue, ScalarValue)>,
+    /// All of them, if they are few.
+    list: Option<Vec<ScalarValue>>,
+    set: Option<KeySet>,
+}
+
+impl Keys {
+    fn of(data_type: DataType, arrays: &[ArrayRef]) -> Result<Self> {
+        let bounds = if KeySet::supports(&data_type) { bounds(&data_type, arrays)? } else { None };
+        let list = list(arrays)?;
+        let set = if list.is_some() { None } else { KeySet::build(arrays)? };
+        Ok(Self { data_type, bounds, list, set })
+    }
+
+    fn filters(&self, probe: &Arc<dyn PhysicalExpr>, schema: &SchemaRef) -> Result<Vec<Arc<dyn PhysicalExpr>>> {
+        let mut filters: Vec<Arc<dyn PhysicalExpr>> = Vec::new();
+        if probe.data_type(schema)? != self.data_type {
+            return Ok(filters);
+        }
+        if let Some((min, max)) = &self.bounds {
+            let compare = |operator, bound: &ScalarValue| {
+                Arc::new(BinaryExpr::new(Arc::clone(probe), operator, lit(bound.clone()))) as Arc<dyn PhysicalExpr>
+            };
+            filters.push(compare(Operator::GtEq, min));
+            filters.push(compare(Operator::LtEq, max));
+        }
+        if let Some(list) = &self.list {
+            let values = list.iter().map(|value| lit(value.clone())).collect();
+            filters.push(in_list(Arc::clone(probe), values, &false, schema)?);
+        }
+        if let Some(set) = &self.set {
+            filters.push(Arc::new(Membership::new(Arc::clone(probe), set.clone())));
+        }
+        Ok(filters)
+    }
+}
+
+/// The smallest and the largest key.
+fn bounds(data_type: &DataType, arrays: &[ArrayRef]) -> Result<Option<(ScalarValue, ScalarValue)>> {
+    let mut min = MinAccumulator::try_new(data_type)?;
+    let mut max = MaxAccumulator::try_new(data_type)?;
+    for array in arrays {
+        min.update_batch(std::slice::from_ref(array))?;
+        max.update_batch(std::slice::from_ref(array))?;
+    }
+    let (min, max) = (min.evaluate()?, max.evaluate()?);
+    Ok((!min.is_null() && !max.is_null()).then_some((min, max)))
+}
+
+/// The distinct keys in order, if they are few.
+fn list(arrays: &[ArrayRef]) -> Result<Option<Vec<ScalarValue>>> {
+    if arrays.iter().map(|array| array.len()).sum::<usize>() > LIST_ROWS_MAX {
+        return Ok(None);
+    }
+    let mut seen = std::collections::HashSet::new();
+    let mut values = Vec::new();
+    for array in arrays {
+        for index in (0..array.len()).filter(|index| array.is_valid(*index)) {
+            let value = ScalarValue::try_from_array(array, index)?;
+            if seen.insert(value.clone()) {
+                values.push(value);
+            }
+            if values.len() > LIST_KEYS_MAX {
+                return Ok(None);
+            }
+        }
+    }
+    Ok(Some(values))
+}
+
+#[derive(Debug)]
+struct Collected {
+    /// Partitions whose build side has not ended.
+    open: BTreeSet<usize>,
+    /// For every key column the keys so far.
+    keys: Vec<Vec<ArrayRef>>,
+}
+
+/// The keys of one join's build side. Known once every partition of it has ended.
+#[derive(Debug)]
+pub(crate) struct JoinKeys {
+    expressions: Vec<Arc<dyn PhysicalExpr>>,
+    collected: Mutex<Collected>,
+    /// Made by the first scan that asks.
+    known: OnceLock<Option<Vec<Keys>>>,
+    types: Vec<DataType>,
+}
+
+impl JoinKeys {
+    pub(crate) fn try_new(expressions: Vec<Arc<dyn PhysicalExpr>>, build: &Arc<dyn ExecutionPlan>) -> Result<Self> {
+        let schema = build.schema();
+        let types = expressions.iter().map(|key| key.data_type(&schema)).collect::<Result<Vec<_>>>()?;
+        let collected = Collected {
+            open: (0..build.output_partitioning().partition_count()).collect(),
+            keys: vec![Vec::new(); expressions.len()],
+        };
+        Ok(Self { expressions, collected: Mutex::new(collected), known: OnceLock::new(), types })
+    }
+
+    /// Whether all keys have been seen.
+    pub(crate) fn are_known(&self) -> bool {
+        self.known.get().is_some() || self.collected.lock().open.is_empty()
+    }
+
+    /// Conjuncts over `probe`, the other side of the join's keys, that all rows with a partner pass.
+    /// None while keys are still to come.
+    pub(crate) fn filters(&self, probe: &[Arc<dyn PhysicalExpr>], schema: &SchemaRef) -> Vec<Arc<dyn PhysicalExpr>> {
+        if !self.are_known() || probe.len() != self.expressions.len() {
+            return Vec::new();
+        }
+        let Some(known) = self.known.get_or_init(|| self.finish()) else { return Vec::new() };
+        let filters = known.iter().zip(probe).map(|(keys, probe)| keys.filters(probe, schema));
+        match filters.collect::<Result<Vec<_>>>() {
+            Ok(filters) => filters.into_iter().flatten().collect(),
+            Err(error) => {
+                tracing::debug!(%error, "the keys of a join cannot be used as a filter");
+                Vec::new()
+            }
+        }
+    }
+
+    fn finish(&self) -> Option<Vec<Keys>> {
+        let collected = std::mem::take(&mut self.collected.lock().keys);
+        let keys = self.types.iter().zip(collected).map(|(data_type, arrays)| Keys::of(data_type.clone(), &arrays));
+        match keys.collect::<Result<Vec<_>>>() {
+            Ok(keys) => Some(keys),
+            Err(error) => {
+                tracing::debug!(%error, "the keys of a join cannot be used as a filter");
+                None
+            }
+        }
+    }
+
+    fn note(&self, batch: &RecordBatch) -> Result<()> {
+        let keys = self.expressions.iter().map(|key| key.evaluate(batch)?.into_array(batch.num_rows()));
+        let keys = keys.collect::<Result<Vec<_>>>()?;
+        for (all, keys) in self.collected.lock().keys.iter_mut().zip(keys) {
+            all.push(keys);
+        }
+        Ok(())
+    }
+
+    fn end(&self, partition: usize) {
+        self.collected.lock().open.remove(&partition);
+    }
+}
+
+/// Passes batches on and notes their keys. See the module's doc.
+#[derive(Debug)]
+pub(crate) struct JoinKeysExec {
+    input: Arc<dyn ExecutionPlan>,
+    keys: Arc<JoinKeys>,
+}
+
+impl JoinKeysExec {
+    pub(crate) fn new(input: Arc<dyn ExecutionPlan>, keys: Arc<JoinKeys>) -> Self {
+        Self { input, keys }
+    }
+}
+
+impl DisplayAs for JoinKeysExec {
+    fn fmt_as(&self, format: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let keys: Vec<_> = self.keys.expressions.iter().map(ToString::to_string).collect();
+        match format {
+            DisplayFormatType::Default | DisplayFormatType::Verbose => {
+                write!(f, "JoinKeysExec: keys=[{}]", keys.join(", "))
+            }
+            DisplayFormatType::TreeRender => writeln!(f, "keys={}", keys.join(", ")),
+        }
+    }
+}
+
+impl ExecutionPlan for JoinKeysExec {
+    fn name(&self) -> &str {
+        "JoinKeysExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        self.input.properties()
+    }
+
+    fn maintains_input_order(&self) -> Vec<bool> {
+        vec![true]
+    }
+
+    fn benefits_from_input_partitioning(&self) -> Vec<bool> {
+        vec![false]
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        vec![&self.input]
+    }
+
+    fn apply_expressions(
+        &self,
+        f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
+    ) -> Result<TreeNodeRecursion> {
+        apply_expression_roots(self.keys.expressions.iter(), f)
+    }
+
+    fn replace_children(
+        self: Arc<Self>,
+        children: Vec<Arc<dyn ExecutionPlan>>,
+        _options: ReplaceChildrenOptions,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        match children.into_iter().next() {
+            Some(input) => Ok(Arc::new(Self { input, keys: Arc::clone(&self.keys) })),
+            None => Err(internal_datafusion_err!("JoinKeysExec has one child")),
+        }
+    }
+
+    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
+    }
+
+    fn reset_state(self: Arc<Self>) -> Result<Arc<dyn ExecutionPlan>> {
+        // The next run has other keys, and its scans have forgotten these: see `StorageScanExec`.
+        Ok(Arc::clone(&self.input))
+    }
+
+    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let input = self.input.execute(partition, context)?;
+        Ok(Box::pin(KeysStream { input, keys: Arc::clone(&self.keys), partition }))
+    }
+
+    fn child_stats_requests(&self, partition: Option<usize>) -> Vec<ChildStats> {
+        vec![ChildStats::At(partition)]
+    }
+
+    fn statistics_from_inputs(&self, inputs: &[Arc<Statistics>], _args: &StatisticsArgs) -> Result<Arc<Statistics>> {
+        let unknown = || Arc::new(Statistics::new_unknown(&self.schema()));
+        Ok(inputs.first().cloned().unwrap_or_else(unknown))
+    }
+
+    fn cardinality_effect(&self) -> CardinalityEffect {
+        CardinalityEffect::Equal
+    }
+}
+
+struct KeysStream {
+    input: SendableRecordBatchStream,
+    keys: Arc<JoinKeys>,
+    partition: usize,
+}
+
+impl Stream for KeysStream {
+    type Item = Result<RecordBatch>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let next = ready!(self.input.poll_next_unpin(context));
+        Poll::Ready(match next {
+            // An input that fails or is dropped never ends: then the keys stay unknown.
+            Some(Ok(batch)) => Some(self.keys.note(&batch).map(|()| batch)),
+            Some(Err(error)) => Some(Err(error)),
+            None => {
+                self.keys.end(self.partition);
+                None
+            }
+        })
+    }
+}
+
+impl RecordBatchStream for KeysStream {
+    fn schema(&self) -> SchemaRef {
+        self.input.schema()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{AsArray, Int64Array};
+    use arrow::datatypes::{Field, Schema};
+    use datafusion::physical_expr::expressions::col;
+    use datafusion::physical_expr::utils::conjunction;
+    use datafusion::physical_plan::empty::EmptyExec;
+
+    use super::*;
+
+    fn passes(build: Vec<Option<i64>>, probe: Vec<Option<i64>>) -> (Vec<bool>, usize) {
+        let schema: SchemaRef = Arc::new(Schema::new(vec![Field::new("k", DataType::Int64, true)]));
+        let key = col("k", &schema).unwrap();
+        let plan: Arc<dyn ExecutionPlan> = Arc::new(EmptyExec::new(Arc::clone(&schema)));
+        let keys = JoinKeys::try_new(vec![Arc::clone(&key)], &plan).unwrap();
+        let batch = |keys| RecordBatch::try_new(Arc::clone(&schema), vec![Arc::new(Int64Array::from(keys))]).unwrap();
+        keys.note(&batch(build)).unwrap();
+        assert!(keys.filters(std::slice::from_ref(&key), &schema).is_empty(), "not known before the end");
+        keys.end(0);
+        let filters = keys.filters(&[key], &schema);
+        let count = filters.len();
+        let probe = batch(probe);
+        let passed = conjunction(filters).evaluate(&probe).unwrap().into_array(probe.num_rows()).unwrap();
+        (passed.as_boolean().iter().map(|passed| passed.unwrap_or(false)).collect(), count)
+    }
+
+    #[test]
+    fn few_keys_are_a_list_and_many_a_set() {
+        let few = passes(vec![Some(3), None, Some(900), Some(3)], vec![Some(3), Some(4), None, Some(900), Some(901)]);
+        assert_eq!(few, (vec![true, false, false, true, false], 3));
+        let even = (0..10_000).map(|key| Some(key * 2)).collect();
+        let many = passes(even, vec![Some(7), Some(8), None, Some(19_998), Some(20_000)]);
+        assert_eq!(many, (vec![false, true, false, true, false], 3));
+    }
+
+    #[test]
+    fn no_keys_let_nothing_pass() {
+        assert_eq!(passes(vec![None], vec![Some(1), None]).0, [false, false]);
+    }
+}

@@ -1,0 +1,271 @@
+//! The rule that moves partial aggregates and the first rows of an order into the scans below them.
+
+use std::sync::Arc;
+
+use aubade_proto::{Fragment, ProjectionColumn, Reduction};
+use datafusion::common::Statistics;
+use datafusion::common::config::ConfigOptions;
+use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::error::Result;
+use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_optimizer::PhysicalOptimizerRule;
+use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode, PhysicalGroupBy};
+use datafusion::physical_plan::execution_plan::replace_children_if_necessary;
+use datafusion::physical_plan::projection::ProjectionExec;
+use datafusion::physical_plan::repartition::RepartitionExec;
+use datafusion::physical_plan::sorts::sort::SortExec;
+use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
+use datafusion::physical_plan::{ExecutionPlan, Partitioning};
+
+use super::compose::substitute;
+use super::pushable::Pushable;
+use crate::options::{Pushdown, pushdown};
+use crate::scan_exec::StorageScanExec;
+
+/// Rows that `ORDER BY ... LIMIT` may want at most: each segment may have to send as many.
+const TOP_ROWS_MAX: usize = 10_000;
+/// Groups per row above which a partial aggregate would send about as much as it reads.
+const GROUPS_PER_ROW_MAX: f64 = 0.8;
+
+/// Replaces the partial stage of an aggregation over a [`StorageScanExec`] by a scan that yields its
+/// states, and gives a scan below `ORDER BY ... LIMIT` the same order and limit:
+/// ```text
+/// AggregateExec final             AggregateExec final
+///   RepartitionExec hash            RepartitionExec hash
+///     AggregateExec partial           StorageScanExec aggregate=...
+///       StorageScanExec
+/// ```
+/// It comes after the stages have been put on their partitions, and before a partial and a final
+/// stage on the same partition become one.
+#[derive(Debug)]
+pub struct PushReduction {
+    pushable: Arc<Pushable>,
+}
+
+impl PushReduction {
+    /// The rule with the functions that storage nodes know.
+    pub fn new(pushable: Arc<Pushable>) -> Self {
+        Self { pushable }
+    }
+
+    fn aggregate(&self, aggregate: &AggregateExec, config: &ConfigOptions) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+        let Some(found) = scan_under(aggregate.input()) else { return Ok(None) };
+        let scan = match self.fused(&found, config)? {
+            Ok(scan) => scan,
+            Err(reason) => return noted(aggregate.input(), &found, "aggregate", &reason).map(Some),
+        };
+        let refused = match refuse_aggregate(&self.pushable, aggregate, config) {
+            None if pushdown(config) == Pushdown::Auto => self.costs_more(aggregate, &found)?,
+            refused => refused,
+        };
+        let reduced = match refused {
+            Some(reason) => Err(reason),
+            None => Reduction::aggregate(aggregate)
+                .and_then(|reduction| scan.fragment().with_reduction(reduction))
+                .map_err(|error| error.message().to_owned()),
+        };
+        match reduced.and_then(|fragment| self.pushable.check_reduction(&fragment).map(|()| fragment)) {
+            Ok(fragment) => Ok(Some(Arc::new(scan.with_reduced_fragment(fragment)?))),
+            Err(reason) => noted(aggregate.input(), &found, "aggregate", &reason).map(Some),
+        }
+    }
+
+    /// The scan with the projections between it and the aggregate in it, or why that cannot be.
+    fn fused(&self, found: &Found, config: &ConfigOptions) -> Result<Result<StorageScanExec, String>> {
+        if found.scan.fragment().limit().is_some() {
+            return Ok(Err("comes after a limit".to_owned()));
+        }
+        let mut scan = found.scan.clone();
+        // The innermost first.
+        for projection in found.projections.iter().rev() {
+            let outputs = projection.expr().iter().map(|output| {
+                let expression = substitute(&output.expr, scan.fragment().projection())?;
+                Ok(ProjectionColumn { expression, name: output.alias.clone() })
+            });
+            let outputs = outputs.collect::<Result<Vec<_>>>()?;
+            if let Err(reason) = self.pushable.check_projection(&outputs, scan.fragment().scan_schema(), config) {
+                return Ok(Err(reason));
+            }
+            scan = scan.with_projection(&outputs)?;
+        }
+        Ok(Ok(scan))
+    }
+
+    /// Why the aggregate would save nothing, if the statistics say so.
+    fn costs_more(&self, aggregate: &AggregateExec, found: &Found) -> Result<Option<String>> {
+        let statistics = StatisticsContext::new().compute(aggregate.input().as_ref(), &StatisticsArgs::new())?;
+        let Some(rows) = statistics.num_rows.get_value().copied() else { return Ok(None) };
+        let Some(groups) = group_count(aggregate.group_expr(), &statistics) else { return Ok(None) };
+        let segments = found.scan.kept_segments().len().max(1);
+        // Each segment has its own groups, as many as it has rows at most.
+        let per_segment = rows as f64 / segments as f64;
+        if rows > 0 && groups.min(per_segment) > GROUPS_PER_ROW_MAX * per_segment {
+            return Ok(Some("it has about as many groups as rows".to_owned()));
+        }
+        Ok(None)
+    }
+
+    fn top(&self, sort: &SortExec, config: &ConfigOptions) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+        let Some(fetch) = sort.fetch() else { return Ok(None) };
+        let Some(found) = scan_under(sort.input()).filter(|found| found.projections.is_empty()) else {
+            return Ok(None);
+        };
+        let scan = &found.scan;
+        let refused = if scan.fragment().limit().is_some() {
+            Some("comes after a limit".to_owned())
+        } else if fetch > TOP_ROWS_MAX {
+            Some(format!("it keeps more than {TOP_ROWS_MAX} rows"))
+        } else {
+            sort.expr().iter().find_map(|key| self.pushable.check_kinds(&key.expr, config).err())
+        };
+        let reduced = match refused {
+            Some(reason) => Err(reason),
+            None => Reduction::top_k(sort)
+                .and_then(|reduction| scan.fragment().with_reduction(reduction))
+                .map_err(|error| error.message().to_owned()),
+        };
+        match reduced.and_then(|fragment| self.pushable.check_reduction(&fragment).map(|()| fragment)) {
+            Ok(fragment) => {
+                let scan: Arc<dyn ExecutionPlan> = Arc::new(scan.with_reduced_fragment(fragment)?);
+                replace_scan(sort.input(), &scan).map(Some)
+            }
+            Err(reason) => noted(sort.input(), &found, "first rows", &reason).map(Some),
+        }
+    }
+}
+
+/// A scan, and the projections between it and an operator above.
+struct Found {
+    scan: StorageScanExec,
+    /// The outermost first.
+    projections: Vec<ProjectionExec>,
+}
+
+/// The scan that an operator reads from, with nothing in between but projections and a spreading
+/// over partitions, which a partial stage does not need.
+fn scan_under(input: &Arc<dyn ExecutionPlan>) -> Option<Found> {
+    let mut projections = Vec::new();
+    let mut node = input;
+    loop {
+        if let Some(scan) = node.downcast_ref::<StorageScanExec>() {
+            let reduced = scan.fragment().reduction().is_some();
+            return (!reduced).then(|| Found { scan: scan.clone(), projections });
+        }
+        if let Some(projection) = node.downcast_ref::<ProjectionExec>() {
+            projections.push(projection.clone());
+            node = projection.input();
+        } else if let Some(spread) = spreading(node) {
+            node = spread.input();
+        } else {
+            return None;
+        }
+    }
+}
+
+fn spreading(node: &Arc<dyn ExecutionPlan>) -> Option<&RepartitionExec> {
+    let repartition = node.downcast_ref::<RepartitionExec>()?;
+    matches!(repartition.partitioning(), Partitioning::RoundRobinBatch(_)).then_some(repartition)
+}
+
+/// `input` with the scan at its bottom replaced.
+fn replace_scan(input: &Arc<dyn ExecutionPlan>, scan: &Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
+    let replaced = Arc::clone(input).transform_up(|node| {
+        Ok(if node.is::<StorageScanExec>() { Transformed::yes(Arc::clone(scan)) } else { Transformed::no(node) })
+    });
+    replaced.map(|replaced| replaced.data)
+}
+
+/// `input`, whose scan says why the operator above it stays there.
+fn noted(input: &Arc<dyn ExecutionPlan>, found: &Found, what: &str, reason: &str) -> Result<Arc<dyn ExecutionPlan>> {
+    let scan = found.scan.with_note(format!("{what}: {reason}"));
+    replace_scan(input, &(Arc::new(scan) as Arc<dyn ExecutionPlan>))
+}
+
+fn refuse_aggregate(pushable: &Pushable, aggregate: &AggregateExec, config: &ConfigOptions) -> Option<String> {
+    let group = aggregate.group_expr();
+    let expressions = group.expr().iter().chain(group.null_expr()).map(|(expression, _)| expression);
+    let expressions = expressions.chain(aggregate.filter_expr().iter().flatten());
+    if let Some(reason) = expressions.into_iter().find_map(|part| pushable.check_kinds(part, config).err()) {
+        return Some(reason);
+    }
+    aggregate.aggr_expr().iter().find_map(|function| pushable.refuse_aggregate(function, config))
+}
+
+/// About how many groups there are, where the statistics know each grouping column.
+fn group_count(group: &PhysicalGroupBy, input: &Statistics) -> Option<f64> {
+    let counts = group.expr().iter().map(|(expression, _)| {
+        let column = expression.downcast_ref::<Column>()?;
+        let statistics = input.column_statistics.get(column.index())?;
+        statistics.distinct_count.get_value().map(|count| *count as f64)
+    });
+    counts.collect::<Option<Vec<_>>>().map(|counts| counts.into_iter().product())
+}
+
+impl PhysicalOptimizerRule for PushReduction {
+    fn optimize(&self, plan: Arc<dyn ExecutionPlan>, config: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
+        if pushdown(config) == Pushdown::Off {
+            return Ok(plan);
+        }
+        let plan = plan.transform_up(|node| {
+            if let Some(aggregate) = node.downcast_ref::<AggregateExec>() {
+                if *aggregate.mode() != AggregateMode::Partial {
+                    return Ok(Transformed::no(node));
+                }
+                let Some(below) = self.aggregate(aggregate, config)? else { return Ok(Transformed::no(node)) };
+                let is_reduced =
+                    below.downcast_ref::<StorageScanExec>().is_some_and(|scan| scan.fragment().reduction().is_some());
+                if is_reduced {
+                    return Ok(Transformed::yes(below));
+                }
+                return replace_children_if_necessary(node, vec![below]).map(Transformed::yes);
+            }
+            let Some(sort) = node.downcast_ref::<SortExec>() else { return Ok(Transformed::no(node)) };
+            match self.top(sort, config)? {
+                Some(below) => replace_children_if_necessary(node, vec![below]).map(Transformed::yes),
+                None => Ok(Transformed::no(node)),
+            }
+        });
+        plan.map(|plan| plan.data)
+    }
+
+    fn name(&self) -> &str {
+        "PushReduction"
+    }
+
+    fn schema_check(&self) -> bool {
+        true
+    }
+}
+
+/// What a fragment reduces, as a plan over its projected rows; for estimates.
+pub(crate) fn reduced(fragment: &Fragment, rows: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
+    match fragment.reduction() {
+        None => Ok(rows),
+        Some(reduction) => Ok(reduction.over(rows)?),
+    }
+}
+
+/// The column of a reduced scan as an expression over the projected rows, where it stands for one.
+pub(crate) fn before_reduction(
+    fragment: &Fragment,
+    filter: &Arc<dyn PhysicalExpr>,
+) -> Result<Option<Arc<dyn PhysicalExpr>>> {
+    let Some(reduction) = fragment.reduction() else { return Ok(Some(Arc::clone(filter))) };
+    let Some(aggregate) = reduction.plan().downcast_ref::<AggregateExec>() else {
+        // The first rows of an order have the columns of all rows. Only the sort that they are for
+        // stands above the scan, and what its bound rules out is not among its first rows.
+        return Ok(Some(Arc::clone(filter)));
+    };
+    if !aggregate.group_expr().is_single() {
+        return Ok(None);
+    }
+    let groups: Vec<ProjectionColumn> = aggregate
+        .group_expr()
+        .expr()
+        .iter()
+        .map(|(expression, name)| ProjectionColumn { expression: Arc::clone(expression), name: name.clone() })
+        .collect();
+    let known = super::compose::columns_used(filter).into_iter().all(|index| index < groups.len());
+    if known { substitute(filter, &groups).map(Some) } else { Ok(None) }
+}

@@ -1,0 +1,145 @@
+//! Filters of a scan that become known only while the query runs: the keys of a join's build side,
+//! and the bound of the rows that an ORDER BY with LIMIT still wants.
+//!
+//! They are best effort. A filter that is not known when a segment is asked for is left out, and the
+//! operator that made it looks at every row again.
+
+use std::fmt;
+use std::sync::Arc;
+
+use aubade_proto::{Fragment, Result};
+use datafusion::common::config::ConfigOptions;
+use datafusion::physical_expr::expressions::DynamicFilterPhysicalExpr;
+use datafusion::physical_expr::{PhysicalExpr, split_conjunction};
+use parking_lot::Mutex;
+
+use crate::join_keys::JoinKeys;
+use crate::rewrite::Pushable;
+
+/// One such filter, over the columns that a fragment reads.
+#[derive(Clone, Debug)]
+pub(crate) struct RuntimeFilter {
+    /// DataFusion's expression; its children are the columns that it is about.
+    dynamic: Arc<dyn PhysicalExpr>,
+    /// The keys of the build side, where it comes from a join.
+    keys: Option<Arc<JoinKeys>>,
+}
+
+impl RuntimeFilter {
+    /// A filter that DataFusion keeps up to date; `None` when the expression is of another kind.
+    pub(crate) fn try_new(dynamic: Arc<dyn PhysicalExpr>) -> Option<Self> {
+        dynamic.is::<DynamicFilterPhysicalExpr>().then_some(Self { dynamic, keys: None })
+    }
+
+    /// By which the operator that keeps it up to date is found.
+    pub(crate) fn expression_id(&self) -> Option<u64> {
+        self.dynamic.expression_id()
+    }
+
+    /// DataFusion's expression.
+    pub(crate) fn expression(&self) -> &Arc<dyn PhysicalExpr> {
+        &self.dynamic
+    }
+
+    /// The same filter, that comes from a join with these keys.
+    pub(crate) fn with_keys(&self, keys: Arc<JoinKeys>) -> Self {
+        Self { keys: Some(keys), ..self.clone() }
+    }
+
+    /// Grows whenever more is known.
+    fn generation(&self) -> u64 {
+        let keys_known = self.keys.as_ref().is_some_and(|keys| keys.are_known());
+        self.dynamic.snapshot_generation().saturating_mul(2).saturating_add(u64::from(keys_known))
+    }
+
+    /// What is known by now, as conjuncts that can be sent.
+    fn known(
+        &self,
+        pushable: Option<&Pushable>,
+        fragment: &Fragment,
+        config: &ConfigOptions,
+    ) -> Vec<Arc<dyn PhysicalExpr>> {
+        if let Some(keys) = &self.keys {
+            let probe: Vec<_> = self.dynamic.children().into_iter().cloned().collect();
+            return keys.filters(&probe, fragment.scan_schema());
+        }
+        let Some(dynamic) = self.dynamic.downcast_ref::<DynamicFilterPhysicalExpr>() else { return Vec::new() };
+        let (Ok(current), Some(pushable)) = (dynamic.current(), pushable) else { return Vec::new() };
+        let conjuncts = split_conjunction(&current).into_iter();
+        conjuncts
+            .filter(|conjunct| pushable.check_filter(conjunct, fragment.scan_schema(), config).is_ok())
+            .cloned()
+            .collect()
+    }
+}
+
+impl fmt::Display for RuntimeFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let columns: Vec<_> = self.dynamic.children().into_iter().map(ToString::to_string).collect();
+        write!(f, "{} of {}", if self.keys.is_some() { "join keys" } else { "bound" }, columns.join(", "))
+    }
+}
+
+/// A fragment with its filters that become known while the query runs. Clones share what is known.
+#[derive(Clone)]
+pub struct RuntimeFragment {
+    fragment: Arc<Fragment>,
+    filters: Arc<[RuntimeFilter]>,
+    pushable: Option<Arc<Pushable>>,
+    config: Arc<ConfigOptions>,
+    latest: Arc<Mutex<Option<Latest>>>,
+}
+
+/// The fragment as of the last look.
+#[derive(Debug)]
+struct Latest {
+    generations: Vec<u64>,
+    fragment: Arc<Fragment>,
+}
+
+impl fmt::Debug for RuntimeFragment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RuntimeFragment").field("filters", &self.filters).finish_non_exhaustive()
+    }
+}
+
+impl RuntimeFragment {
+    pub(crate) fn new(
+        fragment: Arc<Fragment>,
+        filters: Arc<[RuntimeFilter]>,
+        pushable: Option<Arc<Pushable>>,
+        config: Arc<ConfigOptions>,
+    ) -> Self {
+        Self { fragment, filters, pushable, config, latest: Arc::default() }
+    }
+
+    /// The fragment as it was planned.
+    pub fn planned(&self) -> &Arc<Fragment> {
+        &self.fragment
+    }
+
+    /// The fragment with all filters that are known by now. What is returned later may let fewer
+    /// rows pass: a segment that is asked for again must be asked with the same one.
+    ///
+    /// # Errors
+    /// When a filter does not fit the fragment.
+    pub fn now(&self) -> Result<Arc<Fragment>> {
+        if self.filters.is_empty() {
+            return Ok(Arc::clone(&self.fragment));
+        }
+        let generations: Vec<u64> = self.filters.iter().map(RuntimeFilter::generation).collect();
+        let mut latest = self.latest.lock();
+        if let Some(latest) = latest.as_ref().filter(|latest| latest.generations == generations) {
+            return Ok(Arc::clone(&latest.fragment));
+        }
+        let known =
+            self.filters.iter().flat_map(|filter| filter.known(self.pushable.as_deref(), &self.fragment, &self.config));
+        let known: Vec<_> = known.collect();
+        let fragment = match known.is_empty() {
+            true => Arc::clone(&self.fragment),
+            false => Arc::new(self.fragment.with_more_filters(known)?),
+        };
+        *latest = Some(Latest { generations, fragment: Arc::clone(&fragment) });
+        Ok(fragment)
+    }
+}
