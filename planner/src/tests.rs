@@ -183,8 +183,10 @@ async fn what_is_not_pushed_says_why() {
     let wide = "select comment, upper(comment), id from orders where id < 3";
     let reason = "it would send more bytes than its columns have";
     check_plan(wide, &["ProjectionExec", "columns=[id, comment]", reason], None).await;
-    let aggregate = "select status, sum(total * 2) from orders where id < 50 group by status";
-    check_plan(aggregate, &["segments=2/4", "not pushed: aggregate: runs on the coordinator"], None).await;
+    let ordered = "select status, array_agg(id order by id) from orders group by status";
+    check_plan(ordered, &["not pushed: aggregate: array_agg needs its rows in an order"], None).await;
+    let unique = "select id, count(*) from orders group by id";
+    check_plan(unique, &["not pushed: aggregate: it has about as many groups as rows"], None).await;
     let subquery = "select id from orders where total > (select avg(total) from orders) and id > 3";
     check_plan(subquery, &["filter=id > 3", "it needs the result of a subquery"], None).await;
     check_plan("select id from orders order by day", &["not pushed: sort: runs on the coordinator"], None).await;
@@ -196,10 +198,58 @@ async fn both_sides_of_a_join_are_cut_down() {
     insta::assert_snapshot!(explain(sql).await, @r"
     CooperativeExec
       HashJoinExec: mode=CollectLeft, join_type=Inner, on=[(id@0, buyer@0)], projection=[name@1, total@3]
-        CoalescePartitionsExec
-          StorageScanExec: table=public.customer, segments=2/2, columns=[id, name], filter=name != customer 1, not pushed: join: runs on the coordinator
-        StorageScanExec: table=public.orders, segments=4/4, columns=[buyer, status, total], filter=status = open, projection=[buyer, total], not pushed: join: runs on the coordinator
+        JoinKeysExec: keys=[id@0]
+          CoalescePartitionsExec
+            StorageScanExec: table=public.customer, segments=2/2, columns=[id, name], filter=name != customer 1, not pushed: join: runs on the coordinator
+        StorageScanExec: table=public.orders, segments=4/4, columns=[buyer, status, total], filter=status = open, projection=[buyer, total], at run time=[join keys of buyer@0], not pushed: join: runs on the coordinator
     ");
+}
+
+#[tokio::test]
+async fn aggregates_and_first_rows_are_pushed() {
+    let aggregate = "select status, sum(total * 2) from orders where id < 50 group by status";
+    check_plan(aggregate, &["segments=2/4", "aggregate=AggregateExec: mode=Partial"], None).await;
+    let first = "select id, total from orders where status = 'open' order by total desc limit 3";
+    check_plan(first, &["first rows=SortExec: TopK(fetch=3)"], None).await;
+    for sql in [
+        aggregate,
+        first,
+        "select count(*), sum(total), avg(total), min(day), max(comment) from orders where status = 'open'",
+        "select count(*) from orders where id < 0 and status = 'open'",
+        "select buyer, count(distinct status), stddev(total) from orders group by buyer",
+        "select status, count(*) filter (where total > 50), sum(id) from orders group by rollup (status)",
+        "select extract(year from day), max(total * 2) from orders group by 1",
+        "select distinct status, buyer from orders",
+        "select status, count(*) from orders group by status order by 2 desc, 1 limit 2",
+        "select upper(status), count(*) from orders where comment like '%1%' group by upper(status) having count(*) > 1",
+        "select id from orders order by day desc, id limit 5 offset 2",
+    ] {
+        check(sql).await;
+    }
+}
+
+#[tokio::test]
+async fn scans_hear_of_the_keys_of_joins() {
+    let sql = "select name, total from customer join orders on customer.id = buyer where name = 'customer 3'";
+    check(sql).await;
+    let (planner, access) = planner_with(&[]);
+    let query = planner.plan(sql).await.unwrap();
+    assert!(query.explain().contains("at run time=[join keys of buyer@0]"), "{}", query.explain());
+    run(&query).await.unwrap();
+    let tasks = access.tasks.lock();
+    let probe = tasks.iter().find(|task| task.table.name.name == "orders").unwrap();
+    let filter = probe.fragment.now().unwrap().filter().unwrap().to_string();
+    assert!(filter.contains("buyer@0 IN"), "{filter}");
+    for sql in [
+        "select count(*) from orders a join orders b on a.id = b.buyer and a.status = b.status where a.id < 30",
+        "select name from customer where id not in (select buyer from orders where total > 100 and buyer is not null)",
+        "select count(*) from customer left join orders on customer.id = buyer",
+        "select count(*) from orders where buyer in (select id from customer where name like '%2%')",
+        "select a.id from orders a join orders b on a.buyer is not distinct from b.buyer where b.id < 9",
+        "with recursive r(n) as (select 1 union all select o.id + 20 from r join orders o on o.id = r.n) select n from r",
+    ] {
+        check(sql).await;
+    }
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ use datafusion::physical_plan::execution_plan::replace_children_if_necessary;
 use datafusion::physical_plan::filter::{FilterExec, FilterExecBuilder};
 use datafusion::physical_plan::limit::{GlobalLimitExec, LocalLimitExec};
 use datafusion::physical_plan::projection::{ProjectionExec, ProjectionExpr};
+use datafusion::physical_plan::sorts::sort::SortExec;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 
 use super::compose::{Widths, columns_used, reindex, substitute};
@@ -229,9 +230,13 @@ fn scan_below(node: &Arc<dyn ExecutionPlan>) -> Option<&StorageScanExec> {
     node.children().into_iter().next().and_then(|child| child.downcast_ref::<StorageScanExec>())
 }
 
-/// What an operator directly above a scan is called when it stays on the coordinator.
-fn operator(name: &str) -> Option<&'static str> {
-    match name {
+/// What an operator directly above a scan is called when it stays on the coordinator. Aggregates and the first rows of
+/// an order are looked at by another rule.
+fn operator(node: &Arc<dyn ExecutionPlan>) -> Option<&'static str> {
+    if let Some(sort) = node.downcast_ref::<SortExec>() {
+        return sort.fetch().is_none().then_some("sort");
+    }
+    match node.name() {
         name if name.contains("Join") => Some("join"),
         name if name.contains("Window") => Some("window"),
         _ => None,
@@ -240,7 +245,7 @@ fn operator(name: &str) -> Option<&'static str> {
 
 /// Writes into the scans directly below `node` that `node` stays above.
 fn note_operator(node: Arc<dyn ExecutionPlan>) -> Result<Transformed<Arc<dyn ExecutionPlan>>> {
-    let Some(what) = operator(node.name()) else { return Ok(Transformed::no(node)) };
+    let Some(what) = operator(&node) else { return Ok(Transformed::no(node)) };
     if !node.children().iter().any(|child| child.is::<StorageScanExec>()) {
         return Ok(Transformed::no(node));
     }
