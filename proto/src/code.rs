@@ -65,7 +65,7 @@ error_codes! {
     LimitExceeded = 104, "LIMIT_EXCEEDED", ResourceExhausted, Never;
     /// Not built yet.
     NotSupported = 105, "NOT_SUPPORTED", Unimplemented, Never;
-    /// Refused by the server's settings.
+    /// Refused by the settings of the server, or by the rights on a folder or bucket.
     PermissionDenied = 106, "PERMISSION_DENIED", PermissionDenied, Never;
     /// Reading or writing a file failed.
     Io = 107, "IO", Unknown, OtherReplica;

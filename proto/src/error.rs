@@ -135,12 +135,22 @@ impl Error {
         self.0.code == ErrorCode::Cancelled
     }
 
-    /// The texts of the causes, outermost first.
+    /// The texts of the causes, outermost first, each of them once: many libraries write the text of
+    /// a cause into that of the error around it as well.
     pub fn causes(&self) -> Vec<String> {
-        let mut causes = Vec::new();
-        let mut next: Option<&dyn StdError> = StdError::source(self);
+        let mut causes: Vec<String> = Vec::new();
+        let mut next: Option<&(dyn StdError + 'static)> = StdError::source(self);
         while let Some(cause) = next {
-            causes.push(cause.to_string());
+            let told = |text: &str| {
+                let text = text.trim();
+                self.0.message.contains(text) || causes.iter().any(|outer| outer.contains(text))
+            };
+            // Whoever repeats one of our messages has taken over its hint, or has a better one.
+            let is_new =
+                cause.downcast_ref::<Self>().is_none_or(|own| !told(own.message())) && !told(&cause.to_string());
+            if is_new {
+                causes.push(cause.to_string());
+            }
             next = cause.source();
         }
         causes
@@ -408,6 +418,30 @@ mod tests {
         assert_eq!(received.code(), ErrorCode::SegmentCorrupt);
         assert_eq!(received.hint_text(), Some("repair it"));
         assert_eq!(received.causes(), ["block 3"]);
+    }
+
+    /// As `object_store` and `reqwest` do it: every layer's text ends with that of its cause.
+    #[derive(Debug, thiserror::Error)]
+    #[error("request {request}: {source}")]
+    struct Layer {
+        request: u32,
+        source: std::io::Error,
+    }
+
+    #[test]
+    fn a_cause_that_was_told_already_is_not_told_again() {
+        let layer = || Layer { request: 7, source: std::io::Error::other("connection refused") };
+        let outer = Error::new(ErrorCode::StoreUnavailable, "cannot read m/1").source(layer());
+        assert_eq!(outer.causes(), ["request 7: connection refused"]);
+        assert_eq!(outer.report().matches("connection refused").count(), 1);
+        let received = Error::from_status(&outer.to_status(), "node");
+        assert_eq!(received.report(), outer.report());
+
+        let inner = Error::new(ErrorCode::Io, "disk 3 is gone").hint("replace it").source(std::io::Error::other("EIO"));
+        let repeats = Error::new(ErrorCode::Io, format!("cannot load: {}", inner.message())).source(inner.clone());
+        assert_eq!(repeats.causes(), ["EIO"]);
+        let wraps = Error::new(ErrorCode::Io, "cannot load").source(inner);
+        assert_eq!(wraps.causes(), ["disk 3 is gone (hint: replace it)", "EIO"]);
     }
 
     #[test]
