@@ -6,6 +6,9 @@
 //! exist yet in a [`ManifestStore`].
 
 pub mod action;
+mod backoff;
+#[cfg(test)]
+mod fast_clock;
 pub mod manifest;
 pub mod placement;
 pub mod quorum;

@@ -25,12 +25,19 @@ pub enum FileFault {
 pub struct FaultyFiles {
     inner: Arc<dyn FileSystem>,
     fault: Arc<Mutex<FileFault>>,
+    network_kind: Option<String>,
 }
 
 impl FaultyFiles {
     /// No fault yet.
     pub fn new(inner: Arc<dyn FileSystem>) -> Self {
-        Self { inner, fault: Arc::default() }
+        Self { inner, fault: Arc::default(), network_kind: None }
+    }
+
+    /// The same files, said to be on a network file system.
+    #[must_use]
+    pub fn on_network(self, kind: &str) -> Self {
+        Self { network_kind: Some(kind.to_owned()), ..self }
     }
 
     /// Switches the fault, for files already open too.
@@ -114,5 +121,9 @@ impl FileSystem for FaultyFiles {
 
     fn free_bytes(&self, path: &Path) -> Option<u64> {
         self.inner.free_bytes(path)
+    }
+
+    fn network_kind(&self, path: &Path) -> Option<String> {
+        self.network_kind.clone().or_else(|| self.inner.network_kind(path))
     }
 }
