@@ -28,6 +28,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use aubade_catalog::manifest::{Collected, CollectionLimits};
 use aubade_catalog::store::{LocalStore, MemoryStore};
 use aubade_catalog::{Action, ClusterUrl, Commit, Manifest, ManifestStore, NodeEntry, Quorum, Snapshot};
 use aubade_environment::{Environment, FileLock, MemoryFiles, TaskGroup};
@@ -157,10 +158,7 @@ impl Engine {
         let node_options = StorageNodeOptions::new(dir.join("node"), EMBEDDED_ZONE);
         let node = StorageNode::open(environment.clone(), cluster_id, node_options).boxed().await?;
         let entry = NodeEntry { id: node.id(), zone: EMBEDDED_ZONE.to_owned(), address: "in-process".to_owned() };
-        if manifest.snapshot().nodes.get(&entry.id) != Some(&entry) {
-            let transaction = TransactionId(environment.new_uuid());
-            manifest.commit(transaction, vec![Action::RegisterNode(entry)]).await?;
-        }
+        manifest.register(&entry).await?;
         let clients = Arc::new(LoopbackClients(BTreeMap::from([(node.id(), node.clone())])));
         Self::start(environment, manifest, clients, options, Some(node), lock).boxed().await
     }
@@ -290,6 +288,18 @@ impl Engine {
     /// When a node stops answering on the way; what was deleted by then stays deleted.
     pub async fn collect_orphans(&self) -> Result<u64> {
         maintenance::collect_orphans(self).boxed().await
+    }
+
+    /// Deletes old versions of the manifest that no checkpoint and no running query needs. Maintenance
+    /// does it every minute.
+    ///
+    /// # Errors
+    /// `StaleEpoch` when another coordinator has taken over, `ManifestCorrupt` when a checkpoint cannot
+    /// be read, `StoreUnavailable`. What was deleted by then stays deleted.
+    pub async fn collect_versions(&self, limits: &CollectionLimits) -> Result<Collected> {
+        self.check_writable()?;
+        let oldest_live = self.live_snapshots().iter().map(|snapshot| snapshot.version).min().unwrap_or_default();
+        self.0.manifest.collect(limits, oldest_live).boxed().await
     }
 
     /// Stops the background work and, in an embedded engine, the node. Running queries fail.

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use aubade_catalog::manifest::CollectionLimits;
 use aubade_catalog::{Action, Commit, SegmentEntry, Snapshot};
 use aubade_proto::{NodeId, NodeInfo, Result, SegmentDescription, SegmentId, TransactionId};
 use futures::future::join_all;
@@ -42,12 +43,24 @@ async fn probe(engine: &Engine, probes: u64) -> Result<()> {
     forget_quarantined(engine, &snapshot, &infos).await?;
     repair(engine).boxed().await?;
     if probes.is_multiple_of(PROBES_PER_COLLECTION) {
+        collect_versions(engine).boxed().await;
         let deleted = collect_orphans(engine).boxed().await?;
         if deleted > 0 {
             tracing::info!(deleted, "collected segments that no version names");
         }
     }
     Ok(())
+}
+
+/// A store that fails at this keeps more than it has to, and everything else goes on.
+async fn collect_versions(engine: &Engine) {
+    match engine.collect_versions(&CollectionLimits::default()).await {
+        Ok(versions) if versions.deleted == 0 => {}
+        Ok(versions) => {
+            tracing::info!(deleted = versions.deleted, floor = %versions.floor, "collected old versions of the manifest");
+        }
+        Err(error) => tracing::warn!(%error, "old versions of the manifest could not be collected; trying again later"),
+    }
 }
 
 /// Asks every node how it does, and seals those that have an older epoch.

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aubade_catalog::{Action, ClusterUrl, Commit, Manifest, NodeEntry};
+use aubade_catalog::{ClusterUrl, Manifest, NodeEntry};
 use aubade_environment::{Environment, Listener, TaskGroup};
-use aubade_proto::{Error, ErrorCode, Result, Retry, TransactionId};
+use aubade_proto::{Error, ErrorCode, Result};
 use aubade_storage_node::{StorageNode, StorageNodeOptions};
 use clap::Args;
 
@@ -14,9 +14,6 @@ use crate::{connect, interrupt, output};
 
 /// Time for running scans to end when the node is asked to stop.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
-/// Tries to enter the manifest, and the pause between them.
-const REGISTER_TRIES_MAX: u32 = 10;
-const REGISTER_PAUSE: Duration = Duration::from_millis(300);
 
 /// Run a storage node until Ctrl-C or SIGTERM.
 ///
@@ -77,7 +74,7 @@ impl StorageNodeCommand {
         let node = StorageNode::open(environment.clone(), manifest.snapshot().cluster_id, self.options()).await?;
         let running = RunningNode::start(node, listener);
         let joined = async {
-            register(&environment, &manifest, running.entry(address)).await?;
+            manifest.register(&running.entry(address)).await?;
             output::line(&format!("listening on grpc://{local}"))
         };
         let result = match interrupt::until_shutdown(joined).await {
@@ -129,29 +126,4 @@ impl RunningNode {
         self.node.shutdown(SHUTDOWN_GRACE).await;
         self.tasks.shutdown().await;
     }
-}
-
-/// Enters the node in the manifest, unless it is there as it is.
-pub(crate) async fn register(environment: &Environment, manifest: &Manifest, entry: NodeEntry) -> Result<()> {
-    let mut last = None;
-    for _ in 0..REGISTER_TRIES_MAX {
-        if manifest.refresh().await?.nodes.get(&entry.id) == Some(&entry) {
-            return Ok(());
-        }
-        let transaction = TransactionId(environment.new_uuid());
-        match manifest.commit(transaction, vec![Action::RegisterNode(entry.clone())]).await {
-            Ok(Commit::Committed(_)) => return Ok(()),
-            // The next look at the manifest tells whether it was committed.
-            Ok(Commit::Unknown(error)) => last = Some(error),
-            Err(error) if error.retry() == Retry::Later => last = Some(error),
-            Err(error) => return Err(error),
-        }
-        environment.clock.sleep(REGISTER_PAUSE).await;
-    }
-    let error = Error::new(ErrorCode::StoreUnavailable, format!("storage node {} cannot enter the manifest", entry.id))
-        .hint("check that the manifest's store can be written");
-    Err(match last {
-        Some(cause) => error.source(cause),
-        None => error,
-    })
 }
