@@ -18,7 +18,7 @@ pub async fn probe(environment: &Environment, store: &dyn ManifestStore) -> Resu
     let name = format!("{FOLDER}/{:032x}", environment.random.next_u128());
     let result = run(store, &name).await;
     if let Err(error) = store.delete(&name).await {
-        tracing::warn!(%error, name, "a probe object stays behind");
+        tracing::warn!(error = %error.chain(), name, "a probe object stays behind");
     }
     result
 }
