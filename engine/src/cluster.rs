@@ -47,11 +47,9 @@ impl Member {
         self.info.lock().clone()
     }
 
-    /// Takes note of what it says of itself; whether that is another process than before, or the first word from it:
-    /// what it holds may have changed.
-    pub(crate) fn introduced(&self, info: &NodeInfo) -> bool {
-        let before = self.info.lock().replace(info.clone());
-        before.is_none_or(|before| before.instance != info.instance)
+    /// Takes note of what it says of itself.
+    pub(crate) fn introduced(&self, info: &NodeInfo) {
+        *self.info.lock() = Some(info.clone());
     }
 
     /// Takes note that it lacks a segment which it should hold.

@@ -8,7 +8,7 @@
 //! ```text
 //!  info of every node ─▶ quarantined ────────────────┐
 //!     │                                              ├─▶ replicas lost and found ─▶ commit ─▶ repair ─▶ commit
-//!     └─ returned, suspected, or due? ─▶ its list ───┤
+//!     └─ back, suspected, or due? ─▶ its list ───────┤
 //!                                                    └─▶ orphans, every minute ─▶ delete
 //! ```
 
@@ -63,14 +63,14 @@ pub(crate) async fn tend(engine: Engine) {
 struct Probe {
     member: Arc<Member>,
     info: NodeInfo,
-    /// It was away, or is another process than before: what it holds may have changed.
-    returned: bool,
 }
 
 /// What [`tend`] remembers from look to look.
 #[derive(Debug, Default)]
 struct Tending {
     looks: u64,
+    /// The nodes that answered at the last look, each with the number that its process drew.
+    answered: BTreeMap<NodeId, u64>,
     /// At which look each node was last asked for its list.
     audited: BTreeMap<NodeId, u64>,
     waits: repair::Waits,
@@ -87,12 +87,13 @@ impl Tending {
             // Another writer has taken over: it looks after the cluster now.
             return Ok(());
         }
-        if probes.iter().any(|probe| probe.returned) {
-            // Whatever could not be repaired without these nodes may work now.
+        if probes.iter().any(|probe| self.is_back(probe)) {
+            // Whatever could not be repaired without it may work now.
             self.waits.clear();
         }
         let collect = self.looks.is_multiple_of(PROBES_PER_COLLECTION);
         let due: Vec<&Probe> = probes.iter().filter(|probe| self.is_due(probe, collect)).collect();
+        self.answered = probes.iter().map(|probe| (probe.member.entry.id, probe.info.instance)).collect();
         let holdings = audit::holdings(engine, &snapshot, &due).boxed().await;
         // One that was asked and did not answer is asked again at the next look.
         for probe in &due {
@@ -113,13 +114,18 @@ impl Tending {
         Ok(())
     }
 
+    /// Whether a node was away at the last look, or is another process than it was then: what it holds may have changed.
+    fn is_back(&self, probe: &Probe) -> bool {
+        self.answered.get(&probe.member.entry.id) != Some(&probe.info.instance)
+    }
+
     /// Whether a node is to be asked for its list. One that a scan found lacking is not asked at every look: its list
     /// may be long, and the scans may go on.
     fn is_due(&self, probe: &Probe, collect: bool) -> bool {
         let id = probe.member.entry.id;
         let Some(audited) = self.audited.get(&id) else { return true };
         collect
-            || probe.returned
+            || self.is_back(probe)
             || (self.looks.saturating_sub(*audited) >= PROBES_PER_SUSPICION && probe.member.take_suspicion())
     }
 }
@@ -129,7 +135,6 @@ async fn probe_nodes(engine: &Engine, snapshot: &Snapshot) -> Vec<Probe> {
     let header = engine.cluster().header(snapshot.version, CONTROL_TIMEOUT);
     let header = &header;
     let probes = engine.cluster().members().into_iter().map(|member| async move {
-        let was_away = !member.is_alive();
         let info = engine.cluster().call(&member, CONTROL_TIMEOUT, member.client.info(header)).await.ok()?;
         if info.node_id != member.entry.id {
             tracing::warn!(expected = %member.entry.id, found = %info.node_id, "another storage node answers at this address");
@@ -141,8 +146,8 @@ async fn probe_nodes(engine: &Engine, snapshot: &Snapshot) -> Vec<Probe> {
         {
             tracing::warn!(node = %member.entry.id, error = %error.chain(), "a storage node could not be sealed");
         }
-        let returned = member.introduced(&info) || was_away;
-        Some(Probe { member, info, returned })
+        member.introduced(&info);
+        Some(Probe { member, info })
     });
     join_all(probes).await.into_iter().flatten().collect()
 }
