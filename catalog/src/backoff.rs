@@ -48,7 +48,7 @@ where
             Err(error)
                 if error.code() == ErrorCode::StoreUnavailable && !deadline.is_past(environment.clock.as_ref()) =>
             {
-                tracing::debug!(%error, "the store of the manifest did not answer; asking again");
+                tracing::debug!(error = %error.chain(), "the store of the manifest did not answer; asking again");
                 backoff.pause().await;
             }
             result => return result,

@@ -209,16 +209,32 @@ impl Manifest {
     /// one whenever somebody else was first. Committing a transaction again that is committed
     /// already changes nothing.
     ///
-    /// A handle without an epoch of its own may commit only `RegisterNode`.
+    /// A handle without an epoch of its own may commit only `RegisterNode` and `RemoveNode`: nodes come and go without
+    /// the coordinator, and without taking its epoch from it.
     ///
     /// # Errors
     /// The error of [`Snapshot::apply`] when the actions do not fit the newest state; `StaleEpoch`
     /// when another writer has taken over; the store's own when it refuses. In all cases nothing was
     /// committed.
     pub async fn commit(&self, transaction: TransactionId, actions: Vec<Action>) -> Result<Commit> {
+        self.commit_if(transaction, actions, |_| Ok(())).await
+    }
+
+    /// As [`Manifest::commit`], if `check` holds for the very state that the actions are applied to, however many
+    /// others commit meanwhile.
+    ///
+    /// # Errors
+    /// As [`Manifest::commit`], and those of `check`: nothing was committed.
+    pub async fn commit_if(
+        &self,
+        transaction: TransactionId,
+        actions: Vec<Action>,
+        check: impl Fn(&Snapshot) -> Result<()> + Send + Sync,
+    ) -> Result<Commit> {
         let own_epoch = self.own_epoch();
         check_allowed(own_epoch, &actions)?;
-        let commit = self.commit_with(transaction, own_epoch, &|_| Ok(Change::from(actions.clone()))).await?;
+        let make = |state: &Snapshot| check(state).map(|()| Change::from(actions.clone()));
+        let commit = self.commit_with(transaction, own_epoch, &make).await?;
         if matches!(commit, Commit::Committed(_)) {
             self.write_checkpoint_if_due().await;
         }
@@ -257,7 +273,7 @@ impl Manifest {
 fn check_allowed(own_epoch: Option<Epoch>, actions: &[Action]) -> Result<()> {
     for action in actions {
         match action {
-            Action::RegisterNode(_) => {}
+            Action::RegisterNode(_) | Action::RemoveNode(_) => {}
             Action::CreateCluster { .. } | Action::TakeOver(_) => {
                 let message = "clusters are made and taken over by operations of their own";
                 return Err(Error::new(ErrorCode::InvalidArgument, message));

@@ -155,7 +155,9 @@ impl Engine {
             opened => opened?,
         };
         let cluster_id = manifest.snapshot().cluster_id;
-        let node_options = StorageNodeOptions::new(dir.join("node"), EMBEDDED_ZONE);
+        let mut node_options = StorageNodeOptions::new(dir.join("node"), EMBEDDED_ZONE);
+        // There is no other replica: putting a segment aside would only take away what can still be read of it.
+        node_options.scrub_bytes_per_second = 0;
         let node = StorageNode::open(environment.clone(), cluster_id, node_options).boxed().await?;
         let entry = NodeEntry { id: node.id(), zone: EMBEDDED_ZONE.to_owned(), address: "in-process".to_owned() };
         manifest.register(&entry).await?;
@@ -222,7 +224,8 @@ impl Engine {
         };
         let engine = Self(Arc::new(inner));
         engine.seal_nodes(&snapshot).boxed().await;
-        engine.0.tasks.spawn(maintenance::run(engine.clone()));
+        engine.0.tasks.spawn(maintenance::watch(engine.clone()));
+        engine.0.tasks.spawn(maintenance::tend(engine.clone()));
         Ok(engine)
     }
 
@@ -235,7 +238,8 @@ impl Engine {
             members.iter().map(|member| self.cluster().call(member, CONTROL_TIMEOUT, member.client.seal(&header)));
         for (result, member) in futures::future::join_all(seals).await.into_iter().zip(&members) {
             if let Err(error) = result {
-                tracing::warn!(node = %member.entry.id, address = member.entry.address, %error, "a storage node does not answer");
+                let (node, address) = (member.entry.id, &member.entry.address);
+                tracing::warn!(%node, address, error = %error.chain(), "a storage node does not answer");
             }
         }
     }
@@ -269,6 +273,8 @@ impl Engine {
         for member in self.cluster().members() {
             let id = member.entry.id.to_string();
             if let Some(node) = status.nodes.iter_mut().find(|node| node.id == id) {
+                // What it said before it went away is no news.
+                node.told(member.info().filter(|_| member.is_alive()).as_ref());
                 node.alive = Some(member.is_alive());
             }
         }
@@ -281,11 +287,11 @@ impl Engine {
     }
 
     /// Deletes segments at the nodes that no version and no running statement needs: those of dropped
-    /// tables, and what a lost coordinator left. Maintenance does it every minute. Returns how many
-    /// replicas were deleted.
+    /// tables, damaged ones among them, and what a lost coordinator left. Maintenance does it every minute. Returns how
+    /// many replicas were deleted; nodes that do not answer are left for the next time.
     ///
     /// # Errors
-    /// When a node stops answering on the way; what was deleted by then stays deleted.
+    /// `StaleEpoch` once another coordinator has taken over; those of the manifest's store.
     pub async fn collect_orphans(&self) -> Result<u64> {
         maintenance::collect_orphans(self).boxed().await
     }

@@ -130,6 +130,10 @@ error_codes! {
     NodeUnavailable = 405, "NODE_UNAVAILABLE", Unavailable, OtherReplica;
     /// The node is shutting down.
     ShuttingDown = 406, "SHUTTING_DOWN", Unavailable, OtherReplica;
+    /// No storage node of that id is registered.
+    NodeNotFound = 407, "NODE_NOT_FOUND", NotFound, Never;
+    /// What was asked would leave too few replicas of a segment.
+    TooFewReplicas = 408, "TOO_FEW_REPLICAS", FailedPrecondition, Never;
 
     /// A message lacks a field or has one that cannot be read.
     InvalidMessage = 500, "INVALID_MESSAGE", InvalidArgument, Never;

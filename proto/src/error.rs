@@ -76,6 +76,27 @@ struct RemoteCause {
     source: Option<Box<Self>>,
 }
 
+/// Causes copied from a foreign error at most: such chains may be of any length.
+const CAUSES_COPIED_MAX: usize = 8;
+
+impl RemoteCause {
+    /// The texts of a chain of causes without its types, and without those that only repeat the text above them.
+    fn copy_of(first: Option<&dyn StdError>, above: &str) -> Option<Self> {
+        let mut texts: Vec<String> = Vec::new();
+        let mut next = first;
+        while let Some(cause) = next
+            && texts.len() < CAUSES_COPIED_MAX
+        {
+            let text = cause.to_string();
+            if texts.last().map_or(above, String::as_str) != text {
+                texts.push(text);
+            }
+            next = cause.source();
+        }
+        texts.into_iter().rev().fold(None, |source, text| Some(Self { text, source: source.map(Box::new) }))
+    }
+}
+
 impl Error {
     /// An error with a message in lower case and without a full stop that names the thing.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
@@ -170,6 +191,11 @@ impl Error {
         text
     }
 
+    /// Message, code, causes and hint on one line: for logs, where `Display` alone would drop the causes.
+    pub fn chain(&self) -> impl fmt::Display + '_ {
+        Chain(self)
+    }
+
     /// The form for the wire.
     pub fn to_detail(&self) -> ErrorDetail {
         ErrorDetail {
@@ -236,7 +262,11 @@ impl Error {
             tonic::Code::Unimplemented => ErrorCode::UnsupportedVersion,
             _ => ErrorCode::Internal,
         };
-        let error = Self::new(code, format!("{peer}: {}", status.message()));
+        let mut error = Self::new(code, format!("{peer}: {}", status.message()));
+        // What the transport knows beneath, like "connection refused".
+        if let Some(cause) = RemoteCause::copy_of(StdError::source(status), status.message()) {
+            error = error.source(cause);
+        }
         match code {
             ErrorCode::LimitExceeded => {
                 error.hint("raise the message limit of the client, or ask for fewer or narrower rows")
@@ -334,6 +364,23 @@ fn classify_arrow(error: &ArrowError) -> ErrorCode {
         ArrowError::MemoryError(_) => ErrorCode::OutOfMemory,
         ArrowError::IoError(..) => ErrorCode::Io,
         _ => ErrorCode::Internal,
+    }
+}
+
+/// An error with its causes on one line.
+struct Chain<'a>(&'a Error);
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let inner = &self.0.0;
+        write!(f, "{} ({})", inner.message, inner.code.text())?;
+        for cause in self.0.causes() {
+            write!(f, "; caused by: {cause}")?;
+        }
+        match &inner.hint {
+            Some(hint) => write!(f, "; hint: {hint}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -473,6 +520,26 @@ mod tests {
     #[test]
     fn division_by_zero_has_its_own_code() {
         assert_eq!(Error::from(ArrowError::DivideByZero).code(), ErrorCode::DivisionByZero);
+    }
+
+    #[test]
+    fn the_chain_has_all_causes_and_the_hint_on_one_line() {
+        let inner = Error::new(ErrorCode::Io, "the file cannot be opened").source(std::io::Error::other("block 3"));
+        let error = Error::new(ErrorCode::SegmentCorrupt, "segment 7 is corrupt").hint("repair it").source(inner);
+        let text = error.chain().to_string();
+        assert_eq!(
+            text,
+            "segment 7 is corrupt (SEGMENT_CORRUPT); caused by: the file cannot be opened; caused by: block 3; hint: \
+             repair it"
+        );
+    }
+
+    #[test]
+    fn a_foreign_status_keeps_the_causes_that_its_transport_knows() {
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let connect = Error::new(ErrorCode::Io, "tcp connect error").source(refused);
+        let error = Error::from_status(&tonic::Status::from_error(Box::new(connect)), "10.0.0.1:1");
+        assert_eq!(error.causes(), ["connection refused"], "{error:?}");
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub use error::{Error, Result, ResultExt};
 pub use fragment::{Fragment, ProjectionColumn};
 pub use id::{ClusterId, Epoch, NodeId, RelationId, RequestId, SegmentId, TransactionId, Version};
 pub use scan::{CallHeader, ScanEvent, ScanRequest, ScanStatistics, SegmentScan};
-pub use segment::{NodeInfo, PutReceipt, SegmentDescription};
+pub use segment::{NodeInfo, PutReceipt, ScrubProgress, SegmentDescription};
 
 /// The version of the storage protocol that this build speaks.
 pub const STORAGE_PROTOCOL: u32 = 1;

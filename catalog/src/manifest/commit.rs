@@ -189,7 +189,7 @@ impl Manifest {
                 // Even "exists" without an object can hide a try of ours that is still on its way.
                 return Put::Unknown(problem);
             }
-            tracing::debug!(name = prepared.name, error = %problem, "the store did not say whether a version was made; asking again");
+            tracing::debug!(name = prepared.name, error = %problem.chain(), "the store did not say whether a version was made; asking again");
             backoff.pause().await;
         }
     }

@@ -63,7 +63,7 @@ async fn discover_once(store: &dyn ManifestStore, checkpoints: &mut Vec<String>)
         match from_checkpoint(store, version, newest).await {
             Ok(head) => return Ok(Discovered { head, checkpoint_version: version.0 }),
             Err(error) if error.code() == ErrorCode::ManifestCorrupt => {
-                tracing::warn!(%error, checkpoint = version.0, "a checkpoint is passed over");
+                tracing::warn!(error = %error.chain(), checkpoint = version.0, "a checkpoint is passed over");
                 first_error.get_or_insert(error);
             }
             Err(error) => return Err(error),

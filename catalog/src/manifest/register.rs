@@ -33,7 +33,7 @@ impl Manifest {
                     .hint("check that the manifest's store can be read and written")
                     .source(problem));
             }
-            tracing::warn!(node = %entry.id, error = %problem, "the node did not enter the manifest yet; trying again");
+            tracing::warn!(node = %entry.id, error = %problem.chain(), "the node did not enter the manifest yet; trying again");
             backoff.pause().await;
         }
     }

@@ -442,3 +442,25 @@ async fn tables_and_their_statistics_survive_the_store() {
     // The planner's summary is made on demand and is no part of the state.
     assert_eq!(format!("{:?}", open(&memory).await.snapshot()), format!("{snapshot:?}"));
 }
+
+#[tokio::test]
+async fn a_node_is_taken_out_without_taking_over_and_only_if_the_check_holds() {
+    let Fixture { memory, manifest, .. } = fixture().await;
+    manifest.commit(transaction(1), node(7)).await.unwrap();
+    let other = open(&memory).await;
+    let action = || vec![Action::RemoveNode(NodeId(Uuid::from_u128(7)))];
+    let refuse = |_: &Snapshot| Err(Error::new(ErrorCode::TooFewReplicas, "not now"));
+    let error = other.commit_if(transaction(2), action(), refuse).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::TooFewReplicas);
+    // The check sees what others committed since this process last looked.
+    committed(&manifest, 3).await;
+    let check = |state: &Snapshot| {
+        assert!(state.schemas.contains("s3") || state.version < manifest.snapshot().version);
+        Ok(())
+    };
+    let done = other.commit_if(transaction(4), action(), check).await.unwrap();
+    assert!(matches!(done, Commit::Committed(snapshot) if snapshot.nodes.is_empty()));
+    assert!(manifest.refresh().await.unwrap().nodes.is_empty());
+    // The coordinator goes on as the writer that it was.
+    committed(&manifest, 5).await;
+}

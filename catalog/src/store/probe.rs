@@ -34,7 +34,7 @@ pub async fn probe(environment: &Environment, store: &dyn ManifestStore) -> Resu
     if probe.may_exist
         && let Err(error) = probe.answered(store.delete(&probe.name)).await
     {
-        tracing::warn!(%error, name = probe.name, "a probe object stays behind");
+        tracing::warn!(error = %error.chain(), name = probe.name, "a probe object stays behind");
     }
     result
 }

@@ -52,6 +52,10 @@ pub(crate) struct StorageNodeCommand {
     /// Scans that run at a time; further ones are refused as busy [default: 64]
     #[arg(long, value_name = "SCANS")]
     concurrent_scans: Option<usize>,
+
+    /// Data per second that is read to verify stored segments in the background; 0: none [default: 16MiB]
+    #[arg(long, value_name = "SIZE")]
+    scrub_rate: Option<ByteSize>,
 }
 
 impl StorageNodeCommand {
@@ -91,6 +95,9 @@ impl StorageNodeCommand {
         if let Some(size) = self.scan_memory {
             options.scan_memory_bytes = usize::try_from(size.0).unwrap_or(usize::MAX);
         }
+        if let Some(size) = self.scrub_rate {
+            options.scrub_bytes_per_second = size.0;
+        }
         options.max_concurrent_scans = self.concurrent_scans.unwrap_or(options.max_concurrent_scans);
         options
     }
@@ -110,7 +117,7 @@ impl RunningNode {
         let (served, group) = (node.clone(), tasks.clone());
         tasks.spawn_graceful(async move {
             if let Err(error) = aubade_storage_node::serve(served, listener, &group).await {
-                tracing::error!(%error, "the storage node's service ended");
+                tracing::error!(error = %error.chain(), "the storage node's service ended");
             }
         });
         Self { node, tasks }
