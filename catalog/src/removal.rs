@@ -140,11 +140,11 @@ mod tests {
 
     #[test]
     fn enough_replicas_elsewhere_let_a_node_go() {
-        let snapshot = snapshot(&[&[1, 2, 3], &[2, 3, 4]]);
-        removal(1, &[2, 3]).check(&snapshot).unwrap();
-        assert_eq!(removal(1, &[2, 3]).cost(&snapshot).unwrap().replicas, 1);
+        let spread = snapshot(&[&[1, 2, 3], &[2, 3, 4]]);
+        removal(1, &[2, 3]).check(&spread).unwrap();
+        assert_eq!(removal(1, &[2, 3]).cost(&spread).unwrap().replicas, 1);
         // A node that holds nothing costs nothing, whoever answers.
-        removal(4, &[]).check(&super::tests::snapshot(&[&[1, 2, 3]])).unwrap();
+        removal(4, &[]).check(&snapshot(&[&[1, 2, 3]])).unwrap();
     }
 
     #[test]

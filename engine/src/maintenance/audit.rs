@@ -38,17 +38,27 @@ pub(super) async fn holdings(engine: &Engine, snapshot: &Snapshot, probes: &[&Pr
     let named: BTreeMap<SegmentId, &SegmentEntry> =
         snapshot.segments().map(|segment| (segment.id, segment.as_ref())).collect();
     let named = &named;
-    let asked = probes.iter().map(|probe| async move {
-        match list(engine, snapshot, named, probe).boxed().await {
-            Ok(holding) => Some(holding),
-            Err(error) => {
-                let node = probe.member.entry.id;
-                tracing::warn!(%node, error = %error.chain(), "a storage node did not say what it holds");
-                None
-            }
-        }
-    });
+    let mut asked = Vec::with_capacity(probes.len());
+    for probe in probes {
+        asked.push(ask(engine, snapshot, named, probe).boxed());
+    }
     futures::stream::iter(asked).buffer_unordered(AUDITS_AT_A_TIME).filter_map(std::future::ready).collect().await
+}
+
+async fn ask(
+    engine: &Engine,
+    snapshot: &Snapshot,
+    named: &BTreeMap<SegmentId, &SegmentEntry>,
+    probe: &Probe,
+) -> Option<Holding> {
+    match list(engine, snapshot, named, probe).boxed().await {
+        Ok(holding) => Some(holding),
+        Err(error) => {
+            let node = probe.member.entry.id;
+            tracing::warn!(%node, error = %error.chain(), "a storage node did not say what it holds");
+            None
+        }
+    }
 }
 
 async fn list(
