@@ -73,11 +73,15 @@ pub enum Action {
         /// Which node; it joins the protection group if it is not in it.
         node: NodeId,
     },
-    /// A node holds a segment no more.
+    /// A node holds a segment no more. The last holder stays named: an error that names it is better than a table
+    /// without it.
     RemoveReplica {
         /// Which segment; no error if it has been dropped since.
         segment: SegmentId,
         /// Which node; it stays in the protection group, so that repair brings it back.
         node: NodeId,
     },
+    /// A storage node is gone for good: it leaves the protection groups, and is no holder any more but where it is the
+    /// last one. Whether enough replicas are left is for the caller to check; see [`crate::Removal`].
+    RemoveNode(NodeId),
 }

@@ -16,6 +16,10 @@
 //!                   deadline passes while in doubt ─▶ Unknown
 //! ```
 //!
+//! Old versions are collected, by the rules in `collect.rs`. A name that was collected is never a
+//! version again: whoever makes an object under it finds out by the checkpoints, one of which is always
+//! above everything that was collected.
+//!
 //! Locking: `turn` serialises commits of one process and is held over I/O; `head`, `own_epoch` and
 //! `attempts` are short critical sections, never held over an await and never nested. A commit that
 //! is dropped half-way leaves an entry in `attempts`, and the head as it was: the next refresh sees
@@ -24,12 +28,14 @@
 mod attempts;
 mod checkpoint;
 mod codec;
+mod collect;
 mod commit;
 mod discover;
 mod find;
 mod frame;
 mod head;
 mod names;
+mod register;
 #[cfg(test)]
 mod tests;
 
@@ -37,25 +43,26 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use aubade_environment::Environment;
+use aubade_environment::{Deadline, Environment};
 use aubade_proto::{ClusterId, Epoch, Error, ErrorCode, Result, TransactionId};
 use parking_lot::Mutex;
 use uuid::Uuid;
 
 use crate::action::Action;
+use crate::backoff::ride_out;
 use crate::quorum::Quorum;
 use crate::snapshot::Snapshot;
 use crate::store::{ManifestStore, probe};
 use attempts::Attempts;
+use commit::Change;
 use head::Head;
+
+pub use collect::{Collected, CollectionLimits};
 
 /// Time after which a commit that is in doubt is reported as unknown.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(30);
-/// Time for one answer of the store.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// First and longest pause between two tries of one request.
-const BACKOFF_MIN: Duration = Duration::from_millis(20);
-const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// Time after which opening, and what has to be read before a commit, gives a silent store up.
+const OPEN_PATIENCE: Duration = Duration::from_secs(10);
 /// Transactions that every version names, so that "was it committed?" can be answered later.
 const HISTORY_MAX: usize = 64;
 /// Versions between two checkpoints: bounds what opening has to replay.
@@ -65,8 +72,9 @@ const CHECKPOINTS_KEPT: usize = 2;
 /// Objects read at a time while versions are replayed.
 const READ_AHEAD: usize = 16;
 /// Time after which a refresh that finds nothing new looks at the checkpoints too, in case the
-/// names that it asks for were collected long ago.
-const RELIST_INTERVAL: Duration = Duration::from_mins(10);
+/// names that it asks for were collected long ago: so long may a process that slept through a
+/// thousand versions believe that nothing happened. A list per minute costs next to nothing.
+const RELIST_INTERVAL: Duration = Duration::from_mins(1);
 
 /// How a commit ended. Errors of other kinds mean that nothing was committed.
 #[derive(Clone, Debug)]
@@ -94,6 +102,8 @@ pub struct Manifest {
     checkpoint_version: AtomicU64,
     /// When the checkpoints were last listed.
     listed: Mutex<Duration>,
+    /// The collection floor below which this handle has left nothing to delete.
+    swept: AtomicU64,
 }
 
 impl Manifest {
@@ -109,6 +119,7 @@ impl Manifest {
             turn: tokio::sync::Mutex::default(),
             checkpoint_version: AtomicU64::new(checkpoint_version),
             listed: Mutex::new(listed),
+            swept: AtomicU64::new(0),
         }
     }
 
@@ -130,15 +141,20 @@ impl Manifest {
             }
         };
         probe(&environment, store.as_ref()).await?;
+        let deadline = Deadline::after(environment.clock.as_ref(), OPEN_PATIENCE);
         for folder in [names::VERSIONS, names::CHECKPOINTS] {
-            if !store.list(folder).await?.is_empty() {
+            if !ride_out(&environment, &deadline, || store.list(folder)).await?.is_empty() {
                 return Err(exists());
             }
         }
         let manifest = Self::new(environment, store, Head::before_everything(id, quorum), 0);
         let transaction = manifest.new_transaction();
         let make = |state: &Snapshot| {
-            if state.version.0 > 0 { Err(exists()) } else { Ok(vec![Action::CreateCluster { id, quorum }]) }
+            if state.version.0 > 0 {
+                Err(exists())
+            } else {
+                Ok(Change::from(vec![Action::CreateCluster { id, quorum }]))
+            }
         };
         match manifest.commit_with(transaction, None, &make).await? {
             Commit::Committed(_) => Ok(manifest),
@@ -146,12 +162,14 @@ impl Manifest {
         }
     }
 
-    /// Opens the newest version, as a reader.
+    /// Opens the newest version, as a reader. A store that does not answer is asked again for some
+    /// ten seconds.
     ///
     /// # Errors
     /// `ClusterNotFound`, `ManifestCorrupt`, `StoreUnavailable`.
     pub async fn open(environment: Environment, store: Arc<dyn ManifestStore>) -> Result<Self> {
-        let found = discover::discover(store.as_ref()).await?;
+        let deadline = Deadline::after(environment.clock.as_ref(), OPEN_PATIENCE);
+        let found = ride_out(&environment, &deadline, || discover::discover(store.as_ref())).await?;
         Ok(Self::new(environment, store, found.head, found.checkpoint_version))
     }
 
@@ -168,9 +186,9 @@ impl Manifest {
     /// As [`Manifest::commit`].
     pub async fn take_over(&self) -> Result<Epoch> {
         probe(&self.environment, self.store.as_ref()).await?;
-        self.refresh().await?;
+        self.refresh_patiently().await?;
         let transaction = self.new_transaction();
-        let make = |state: &Snapshot| Ok(vec![Action::TakeOver(state.epoch.next())]);
+        let make = |state: &Snapshot| Ok(Change::from(vec![Action::TakeOver(state.epoch.next())]));
         match self.commit_with(transaction, None, &make).await? {
             Commit::Committed(_) => {}
             Commit::Unknown(cause) => return Err(self.in_doubt("taking over the cluster", transaction, cause)),
@@ -191,20 +209,42 @@ impl Manifest {
     /// one whenever somebody else was first. Committing a transaction again that is committed
     /// already changes nothing.
     ///
-    /// A handle without an epoch of its own may commit only `RegisterNode`.
+    /// A handle without an epoch of its own may commit only `RegisterNode` and `RemoveNode`: nodes come and go without
+    /// the coordinator, and without taking its epoch from it.
     ///
     /// # Errors
     /// The error of [`Snapshot::apply`] when the actions do not fit the newest state; `StaleEpoch`
     /// when another writer has taken over; the store's own when it refuses. In all cases nothing was
     /// committed.
     pub async fn commit(&self, transaction: TransactionId, actions: Vec<Action>) -> Result<Commit> {
+        self.commit_if(transaction, actions, |_| Ok(())).await
+    }
+
+    /// As [`Manifest::commit`], if `check` holds for the very state that the actions are applied to, however many
+    /// others commit meanwhile.
+    ///
+    /// # Errors
+    /// As [`Manifest::commit`], and those of `check`: nothing was committed.
+    pub async fn commit_if(
+        &self,
+        transaction: TransactionId,
+        actions: Vec<Action>,
+        check: impl Fn(&Snapshot) -> Result<()> + Send + Sync,
+    ) -> Result<Commit> {
         let own_epoch = self.own_epoch();
         check_allowed(own_epoch, &actions)?;
-        let commit = self.commit_with(transaction, own_epoch, &|_| Ok(actions.clone())).await?;
+        let make = |state: &Snapshot| check(state).map(|()| Change::from(actions.clone()));
+        let commit = self.commit_with(transaction, own_epoch, &make).await?;
         if matches!(commit, Commit::Committed(_)) {
             self.write_checkpoint_if_due().await;
         }
         Ok(commit)
+    }
+
+    /// As [`Manifest::refresh`], for those who cannot go on without it.
+    async fn refresh_patiently(&self) -> Result<Arc<Snapshot>> {
+        let deadline = Deadline::after(self.environment.clock.as_ref(), OPEN_PATIENCE);
+        ride_out(&self.environment, &deadline, || self.refresh()).await
     }
 
     fn head(&self) -> Arc<Head> {
@@ -233,7 +273,7 @@ impl Manifest {
 fn check_allowed(own_epoch: Option<Epoch>, actions: &[Action]) -> Result<()> {
     for action in actions {
         match action {
-            Action::RegisterNode(_) => {}
+            Action::RegisterNode(_) | Action::RemoveNode(_) => {}
             Action::CreateCluster { .. } | Action::TakeOver(_) => {
                 let message = "clusters are made and taken over by operations of their own";
                 return Err(Error::new(ErrorCode::InvalidArgument, message));

@@ -45,6 +45,38 @@ pub fn place(segment: SegmentId, nodes: &[NodeEntry], copies: usize) -> Vec<Node
     group
 }
 
+/// Nodes that fill up a protection group which has lost members, or was made when there were too few nodes: up to
+/// `count` of `candidates`, each from a zone that the group has the fewest nodes of, in the order in which [`place`]
+/// takes them. A group of [`place`] that loses a node becomes the group that [`place`] gives without it.
+pub fn fill(segment: SegmentId, group: &[NodeEntry], candidates: &[NodeEntry], count: usize) -> Vec<NodeId> {
+    let mut per_zone: BTreeMap<&str, usize> = BTreeMap::new();
+    for member in group {
+        *per_zone.entry(&member.zone).or_default() += 1;
+    }
+    let taken: BTreeSet<NodeId> = group.iter().map(|member| member.id).collect();
+    let mut waiting: Vec<(Reverse<u64>, Reverse<u64>, &NodeEntry)> = candidates
+        .iter()
+        .filter(|node| !taken.contains(&node.id))
+        .map(|node| {
+            let zone = score(segment, fold(node.zone.as_bytes()));
+            (Reverse(zone), Reverse(score(segment, fold(node.id.0.as_bytes()))), node)
+        })
+        .collect();
+    waiting.sort_unstable_by_key(|(zone, score, node)| (*zone, node.zone.as_str(), *score, node.id));
+    waiting.dedup_by_key(|(_, _, node)| node.id);
+    let mut chosen = Vec::with_capacity(count.min(waiting.len()));
+    while chosen.len() < count && !waiting.is_empty() {
+        let members = |node: &NodeEntry| per_zone.get(node.zone.as_str()).copied().unwrap_or(0);
+        // The first of those that are equal, so that the order decides.
+        let best = (0..waiting.len()).min_by_key(|index| waiting.get(*index).map(|(_, _, node)| members(node)));
+        let Some(best) = best else { break };
+        let (_, _, node) = waiting.remove(best);
+        *per_zone.entry(&node.zone).or_default() += 1;
+        chosen.push(node.id);
+    }
+    chosen
+}
+
 /// `candidates` in rendezvous order for `segment`: the order in which replicas are read.
 pub fn rendezvous_order(segment: SegmentId, candidates: &[NodeId]) -> Vec<NodeId> {
     let mut scored: Vec<(u64, NodeId)> =
@@ -143,6 +175,35 @@ mod tests {
             let after: BTreeSet<NodeId> = place(segment, &nodes[1..], 6).into_iter().collect();
             let gone = usize::from(before.contains(&nodes[0].id));
             assert_eq!(before.difference(&after).count(), gone);
+        }
+    }
+
+    #[test]
+    fn a_group_that_lost_a_node_is_filled_as_it_would_be_placed_without_it() {
+        for (sizes, copies) in [(&[4_usize, 4, 4][..], 6), (&[4, 4, 4], 4), (&[2, 3, 3], 6), (&[1, 1, 1, 1], 3)] {
+            let nodes = cluster(sizes);
+            for segment in segments(100) {
+                let placed = place(segment, &nodes, copies);
+                for gone in &placed {
+                    let left: Vec<NodeEntry> = nodes.iter().filter(|node| node.id != *gone).cloned().collect();
+                    let group: Vec<NodeEntry> = left.iter().filter(|node| placed.contains(&node.id)).cloned().collect();
+                    let mut filled: BTreeSet<NodeId> = group.iter().map(|node| node.id).collect();
+                    filled.extend(fill(segment, &group, &left, 1));
+                    assert_eq!(filled, place(segment, &left, copies).into_iter().collect(), "{sizes:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn filling_takes_no_member_twice_and_no_more_than_there_are() {
+        let nodes = cluster(&[2, 1, 1]);
+        for segment in segments(20) {
+            assert!(fill(segment, &nodes, &nodes, 2).is_empty());
+            let filled = fill(segment, &nodes[..1], &nodes, 9);
+            assert_eq!(filled.iter().collect::<BTreeSet<_>>().len(), 3);
+            // The zones without a member come before the second node of the first one.
+            assert_eq!(filled[2], nodes[1].id);
         }
     }
 

@@ -157,6 +157,11 @@ impl Snapshot {
         self.segments().map(|segment| segment.id).collect()
     }
 
+    /// Replicas of a segment on nodes that are registered. A node that was removed stays named only as the last holder.
+    pub fn replica_count(&self, segment: &SegmentEntry) -> usize {
+        segment.holders.iter().filter(|holder| self.nodes.contains_key(holder)).count()
+    }
+
     /// The state before version 1: nothing.
     pub fn empty(cluster_id: ClusterId, quorum: Quorum) -> Self {
         Self {

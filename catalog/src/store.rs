@@ -7,20 +7,25 @@ mod local;
 mod memory;
 mod object;
 mod probe;
+mod s3;
 mod scripted;
 
 use std::fmt::Debug;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use aubade_proto::{Error, Result};
 use bytes::Bytes;
 
 pub use cluster_url::ClusterUrl;
-pub use local::LocalStore;
+pub use local::{ALLOW_NETWORK_FOLDER, LocalStore, NetworkFolders};
 pub use memory::MemoryStore;
 pub use object::ObjectManifestStore;
 pub use probe::probe;
 pub use scripted::{PutScript, ScriptedStore};
+
+/// Time for one answer of the store, where the object is small.
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a store says to `create`.
 #[derive(Debug)]
@@ -54,4 +59,15 @@ pub trait ManifestStore: Debug + Send + Sync {
 
     /// Removes an object; no error if there is none.
     async fn delete(&self, name: &str) -> Result<()>;
+
+    /// Removes objects, in any order; after an error any of them may be gone.
+    async fn delete_all(&self, names: &[String]) -> Result<()> {
+        for name in names {
+            self.delete(name).await?;
+        }
+        Ok(())
+    }
 }
+
+/// What to do about a store that cannot keep a manifest.
+const UNSAFE_HINT: &str = "use a local folder, or an object store with conditional writes (If-None-Match)";

@@ -16,7 +16,7 @@ use clap::Subcommand;
 pub(crate) enum Command {
     /// Show a whole cluster in one process: TPC-H on replicated storage nodes, over gRPC on loopback
     Demo(demo::Demo),
-    /// Make a cluster, or look at one
+    /// Make a cluster, look at one, or take a lost storage node out of it
     #[command(subcommand)]
     Cluster(cluster::Cluster),
     /// Run a storage node

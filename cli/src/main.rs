@@ -26,7 +26,8 @@ const EXIT_GRACE: Duration = Duration::from_secs(1);
 
 /// Aubade: a parallel SQL engine whose storage nodes filter for it.
 ///
-/// Start with `aubade demo`. Logs go to standard error; RUST_LOG sets their level (default: warn).
+/// Start with `aubade demo`. Logs go to standard error, with colours only on a terminal and unless NO_COLOR is set;
+/// RUST_LOG sets their level (default: warn).
 #[derive(Debug, Parser)]
 #[command(name = "aubade", version, max_term_width = 100, propagate_version = true)]
 struct Cli {
@@ -37,7 +38,11 @@ struct Cli {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(output::stderr_takes_colour())
+        .with_writer(std::io::stderr)
+        .init();
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

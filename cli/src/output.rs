@@ -63,6 +63,11 @@ pub(crate) fn line(text: &str) -> Result<()> {
     written(writeln!(out, "{text}").and_then(|()| out.flush()))
 }
 
+/// Whether standard error is a terminal, and nobody asked for no colours (<https://no-color.org>).
+pub(crate) fn stderr_takes_colour() -> bool {
+    io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
 /// Whether a person reads and types.
 pub(crate) fn stdin_is_terminal() -> bool {
     io::stdin().is_terminal()

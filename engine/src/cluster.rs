@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use aubade_catalog::{NodeEntry, SegmentEntry, Snapshot, placement};
 use aubade_environment::Environment;
-use aubade_proto::{CallHeader, Epoch, Error, ErrorCode, NodeId, RequestId, Result, Version};
-use parking_lot::RwLock;
+use aubade_proto::{CallHeader, Epoch, Error, ErrorCode, NodeId, NodeInfo, RequestId, Result, Version};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::Notify;
 
 use crate::storage_client::{StorageClient, StorageClients};
 
@@ -23,9 +24,44 @@ pub(crate) struct Member {
     pub(crate) client: Arc<dyn StorageClient>,
     alive: AtomicBool,
     active_requests: AtomicUsize,
+    /// What it last said of itself.
+    info: Mutex<Option<NodeInfo>>,
+    /// A scan was told that a segment is not there, though the manifest names it.
+    suspected: AtomicBool,
 }
 
 impl Member {
+    fn new(entry: NodeEntry, client: Arc<dyn StorageClient>) -> Self {
+        Self {
+            entry,
+            client,
+            alive: AtomicBool::new(true),
+            active_requests: AtomicUsize::new(0),
+            info: Mutex::default(),
+            suspected: AtomicBool::new(false),
+        }
+    }
+
+    /// What it last said of itself.
+    pub(crate) fn info(&self) -> Option<NodeInfo> {
+        self.info.lock().clone()
+    }
+
+    /// Takes note of what it says of itself.
+    pub(crate) fn introduced(&self, info: &NodeInfo) {
+        *self.info.lock() = Some(info.clone());
+    }
+
+    /// Takes note that it lacks a segment which it should hold.
+    pub(crate) fn suspect(&self) {
+        self.suspected.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was found to lack something since this was last asked.
+    pub(crate) fn take_suspicion(&self) -> bool {
+        self.suspected.swap(false, Ordering::Relaxed)
+    }
+
     /// Whether it answered when it was last asked. New nodes count as alive.
     pub(crate) fn is_alive(&self) -> bool {
         // Ordering: a hint for the order of replicas; a stale value costs a retry.
@@ -62,12 +98,21 @@ impl Drop for ActiveRequest {
     }
 }
 
+/// The nodes of one version.
+#[derive(Debug, Default)]
+struct Members {
+    version: Version,
+    by_id: BTreeMap<NodeId, Arc<Member>>,
+}
+
 /// All nodes.
 #[derive(Debug)]
 pub(crate) struct Cluster {
     environment: Environment,
     clients: Arc<dyn StorageClients>,
-    members: RwLock<BTreeMap<NodeId, Arc<Member>>>,
+    members: RwLock<Members>,
+    /// Somebody waits for a newer version of the manifest.
+    look_wanted: Notify,
     epoch: AtomicU64,
     cluster_id: aubade_proto::ClusterId,
 }
@@ -83,6 +128,7 @@ impl Cluster {
             environment,
             clients,
             members: RwLock::default(),
+            look_wanted: Notify::new(),
             epoch: AtomicU64::new(epoch.0),
             cluster_id: snapshot.cluster_id,
         };
@@ -94,43 +140,49 @@ impl Cluster {
         &self.environment
     }
 
-    /// Takes over the nodes of a newer snapshot.
+    /// Takes over the nodes of a newer snapshot. An older one, of somebody who was slow to tell, changes nothing.
     pub(crate) fn update(&self, snapshot: &Snapshot) {
-        let unchanged = {
-            let members = self.members.read();
-            members.len() == snapshot.nodes.len()
-                && snapshot.nodes.values().all(|node| members.get(&node.id).is_some_and(|member| member.entry == *node))
-        };
-        if unchanged {
+        if self.members.read().version >= snapshot.version {
             return;
         }
         let mut members = self.members.write();
-        members.retain(|id, _| snapshot.nodes.contains_key(id));
+        if members.version >= snapshot.version {
+            return;
+        }
+        members.version = snapshot.version;
+        let by_id = &mut members.by_id;
+        by_id.retain(|id, _| snapshot.nodes.contains_key(id));
         for node in snapshot.nodes.values() {
-            if members.get(&node.id).is_some_and(|member| member.entry == *node) {
+            if by_id.get(&node.id).is_some_and(|member| member.entry == *node) {
                 continue;
             }
             match self.clients.client(node) {
-                Ok(client) => {
-                    let member = Member {
-                        entry: node.clone(),
-                        client,
-                        alive: AtomicBool::new(true),
-                        active_requests: AtomicUsize::new(0),
-                    };
-                    members.insert(node.id, Arc::new(member));
+                Ok(client) => drop(by_id.insert(node.id, Arc::new(Member::new(node.clone(), client)))),
+                Err(error) => {
+                    // What is known of its old address is wrong.
+                    by_id.remove(&node.id);
+                    tracing::warn!(node = %node.id, error = %error.chain(), "a registered storage node cannot be called");
                 }
-                Err(error) => tracing::warn!(node = %node.id, %error, "a registered storage node cannot be called"),
             }
         }
     }
 
+    /// Asks for a look at the manifest: a node that does not answer may have come back at another address.
+    pub(crate) fn want_look(&self) {
+        self.look_wanted.notify_one();
+    }
+
+    /// Completes when a look is asked for.
+    pub(crate) async fn look_wanted(&self) {
+        self.look_wanted.notified().await;
+    }
+
     pub(crate) fn members(&self) -> Vec<Arc<Member>> {
-        self.members.read().values().cloned().collect()
+        self.members.read().by_id.values().cloned().collect()
     }
 
     pub(crate) fn member(&self, id: NodeId) -> Option<Arc<Member>> {
-        self.members.read().get(&id).cloned()
+        self.members.read().by_id.get(&id).cloned()
     }
 
     /// Holders of a segment in the order in which to ask them: those that answer first, then by
@@ -141,7 +193,7 @@ impl Cluster {
         let members = self.members.read();
         let mut found: Vec<(bool, usize, Arc<Member>)> = Vec::with_capacity(order.len());
         for (position, id) in order.iter().enumerate() {
-            if let Some(member) = members.get(id) {
+            if let Some(member) = members.by_id.get(id) {
                 let load = member.active_requests.load(Ordering::Relaxed);
                 found.push((!member.is_alive(), load.saturating_mul(2).saturating_add(position), Arc::clone(member)));
             }

@@ -28,6 +28,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use aubade_catalog::manifest::{Collected, CollectionLimits};
 use aubade_catalog::store::{LocalStore, MemoryStore};
 use aubade_catalog::{Action, ClusterUrl, Commit, Manifest, ManifestStore, NodeEntry, Quorum, Snapshot};
 use aubade_environment::{Environment, FileLock, MemoryFiles, TaskGroup};
@@ -154,13 +155,12 @@ impl Engine {
             opened => opened?,
         };
         let cluster_id = manifest.snapshot().cluster_id;
-        let node_options = StorageNodeOptions::new(dir.join("node"), EMBEDDED_ZONE);
+        let mut node_options = StorageNodeOptions::new(dir.join("node"), EMBEDDED_ZONE);
+        // There is no other replica: putting a segment aside would only take away what can still be read of it.
+        node_options.scrub_bytes_per_second = 0;
         let node = StorageNode::open(environment.clone(), cluster_id, node_options).boxed().await?;
         let entry = NodeEntry { id: node.id(), zone: EMBEDDED_ZONE.to_owned(), address: "in-process".to_owned() };
-        if manifest.snapshot().nodes.get(&entry.id) != Some(&entry) {
-            let transaction = TransactionId(environment.new_uuid());
-            manifest.commit(transaction, vec![Action::RegisterNode(entry)]).await?;
-        }
+        manifest.register(&entry).await?;
         let clients = Arc::new(LoopbackClients(BTreeMap::from([(node.id(), node.clone())])));
         Self::start(environment, manifest, clients, options, Some(node), lock).boxed().await
     }
@@ -224,7 +224,8 @@ impl Engine {
         };
         let engine = Self(Arc::new(inner));
         engine.seal_nodes(&snapshot).boxed().await;
-        engine.0.tasks.spawn(maintenance::run(engine.clone()));
+        engine.0.tasks.spawn(maintenance::watch(engine.clone()));
+        engine.0.tasks.spawn(maintenance::tend(engine.clone()));
         Ok(engine)
     }
 
@@ -237,7 +238,8 @@ impl Engine {
             members.iter().map(|member| self.cluster().call(member, CONTROL_TIMEOUT, member.client.seal(&header)));
         for (result, member) in futures::future::join_all(seals).await.into_iter().zip(&members) {
             if let Err(error) = result {
-                tracing::warn!(node = %member.entry.id, address = member.entry.address, %error, "a storage node does not answer");
+                let (node, address) = (member.entry.id, &member.entry.address);
+                tracing::warn!(%node, address, error = %error.chain(), "a storage node does not answer");
             }
         }
     }
@@ -271,6 +273,8 @@ impl Engine {
         for member in self.cluster().members() {
             let id = member.entry.id.to_string();
             if let Some(node) = status.nodes.iter_mut().find(|node| node.id == id) {
+                // What it said before it went away is no news.
+                node.told(member.info().filter(|_| member.is_alive()).as_ref());
                 node.alive = Some(member.is_alive());
             }
         }
@@ -283,13 +287,25 @@ impl Engine {
     }
 
     /// Deletes segments at the nodes that no version and no running statement needs: those of dropped
-    /// tables, and what a lost coordinator left. Maintenance does it every minute. Returns how many
-    /// replicas were deleted.
+    /// tables, damaged ones among them, and what a lost coordinator left. Maintenance does it every minute. Returns how
+    /// many replicas were deleted; nodes that do not answer are left for the next time.
     ///
     /// # Errors
-    /// When a node stops answering on the way; what was deleted by then stays deleted.
+    /// `StaleEpoch` once another coordinator has taken over; those of the manifest's store.
     pub async fn collect_orphans(&self) -> Result<u64> {
         maintenance::collect_orphans(self).boxed().await
+    }
+
+    /// Deletes old versions of the manifest that no checkpoint and no running query needs. Maintenance
+    /// does it every minute.
+    ///
+    /// # Errors
+    /// `StaleEpoch` when another coordinator has taken over, `ManifestCorrupt` when a checkpoint cannot
+    /// be read, `StoreUnavailable`. What was deleted by then stays deleted.
+    pub async fn collect_versions(&self, limits: &CollectionLimits) -> Result<Collected> {
+        self.check_writable()?;
+        let oldest_live = self.live_snapshots().iter().map(|snapshot| snapshot.version).min().unwrap_or_default();
+        self.0.manifest.collect(limits, oldest_live).boxed().await
     }
 
     /// Stops the background work and, in an embedded engine, the node. Running queries fail.

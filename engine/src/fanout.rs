@@ -275,7 +275,11 @@ impl FanOut {
         match error.retry() {
             Retry::Never => Err(error),
             Retry::OtherReplica | Retry::Later => {
-                tracing::warn!(node = %member.entry.id, %error, "a replica could not be read; asking another one");
+                let node = member.entry.id;
+                tracing::warn!(%node, error = %error.chain(), "a replica could not be read; asking another one");
+                if error.code() == ErrorCode::SegmentNotFound {
+                    member.suspect();
+                }
                 if let Some(progress) = self.segments.get_mut(index) {
                     progress.failures.push((member.entry.id, error));
                     self.waiting.push(index);
@@ -380,6 +384,7 @@ impl FanOut {
                     }
                     None => {
                         next_round(progress, &self.task)?;
+                        self.cluster.want_look();
                         self.waiting.push(index);
                         pause = true;
                         break;
@@ -442,6 +447,11 @@ fn next_round(progress: &mut Progress, task: &ScanTask) -> Result<()> {
         format!("segment {} of table {} cannot be read from any of its replicas", progress.segment.id, task.table.name);
     for (node, error) in &progress.failures {
         text.push_str(&format!("; node {node}: {error}"));
+    }
+    for node in &progress.segment.holders {
+        if !progress.failures.iter().any(|(failed, _)| failed == node) {
+            text.push_str(&format!("; node {node}: it was removed from the cluster"));
+        }
     }
     let error = Error::new(ErrorCode::SegmentUnavailable, text)
         .hint("bring back one of the storage nodes that hold it (`aubade cluster status` shows which do not answer)");

@@ -23,4 +23,4 @@ pub use file_policy::FileAccess;
 pub use flight::{FlightOptions, serve_flight};
 pub use query::{QueryLog, QueryRecord};
 pub use session::{IngestMode, IngestTarget, Prepared, QueryOutput, Session, split_statements};
-pub use status::ClusterStatus;
+pub use status::{ClusterStatus, NodeStatus, ScrubStatus};

@@ -41,9 +41,27 @@ pub(crate) const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause between looks at nodes and manifest.
 pub(crate) const PROBE_INTERVAL: Duration = Duration::from_secs(1);
-/// Looks at the nodes between two collections of orphans.
+/// Pause between looks at the manifest at least, however often scans ask for one.
+pub(crate) const LOOK_PAUSE_MIN: Duration = Duration::from_millis(100);
+/// Looks at the nodes between two comparisons of all that they hold with the manifest, and collections of orphans.
 pub(crate) const PROBES_PER_COLLECTION: u64 = 60;
-/// Segments repaired per look, so that repair leaves room for queries.
+/// Looks between two such comparisons of a node that scans find lacking: its list may be long, and the scans go on.
+pub(crate) const PROBES_PER_SUSPICION: u64 = 10;
+/// Nodes that are asked for their lists at a time.
+pub(crate) const AUDITS_AT_A_TIME: usize = 4;
+/// Segments that a node is told to delete at a time: each takes a few writes of its file system.
+pub(crate) const ORPHANS_PER_CALL: usize = 1_000;
+/// Copies begun per look, so that repair leaves room for queries; a segment that lacks several may add a few.
 pub(crate) const REPAIRS_PER_PROBE_MAX: usize = 16;
+/// Copies that are made at a time.
+pub(crate) const REPAIRS_AT_A_TIME: usize = 4;
+/// Pause after a copy failed; it doubles with every failure.
+pub(crate) const REPAIR_PAUSE_MIN: Duration = Duration::from_secs(1);
+/// Longest pause for a node that takes no copies: it is soon noticed when its disk has room again.
+pub(crate) const NODE_REPAIR_PAUSE_MAX: Duration = Duration::from_secs(8);
+/// Longest pause for a segment that cannot be copied.
+pub(crate) const SEGMENT_REPAIR_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Copies that failed and are remembered; a forgotten one is tried too early, and no more.
+pub(crate) const REPAIR_WAITS_MAX: usize = 10_000;
 /// Segments per page of a node's list.
 pub(crate) const LIST_PAGE: usize = 1000;

@@ -1,57 +1,152 @@
-//! Background work of the writer: looking at nodes, sealing them, repairing replicas, collecting
-//! orphans.
+//! Background work of the coordinator: following the manifest, and, while it is the writer, looking after the nodes.
+//!
+//! Two tasks, so that a slow repair never keeps queries from learning where a node is now: [`watch`] reads the
+//! manifest; [`tend`] asks every node how it does, seals it, compares what it holds with what the manifest says, has
+//! lost replicas copied from others, and collects orphans. All state of [`tend`] is its own and may be lost: a new
+//! coordinator finds out again.
+//!
+//! ```text
+//!  info of every node ─▶ quarantined ────────────────┐
+//!     │                                              ├─▶ replicas lost and found ─▶ commit ─▶ repair ─▶ commit
+//!     └─ back, suspected, or due? ─▶ its list ───────┤
+//!                                                    └─▶ orphans, every minute ─▶ delete
+//! ```
+
+mod audit;
+mod orphans;
+mod repair;
+#[cfg(test)]
+mod testing;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use aubade_catalog::{Action, Commit, SegmentEntry, Snapshot};
-use aubade_proto::{NodeId, NodeInfo, Result, SegmentDescription, SegmentId, TransactionId};
-use futures::future::join_all;
-use futures::{FutureExt, StreamExt};
+use aubade_catalog::manifest::CollectionLimits;
+use aubade_catalog::{Action, Commit, Snapshot};
+use aubade_proto::{NodeId, NodeInfo, Result, SegmentId, TransactionId};
+use futures::FutureExt;
+use futures::future::{join_all, select};
 
 use crate::cluster::Member;
 use crate::engine::Engine;
-use crate::limits::{
-    CONTROL_TIMEOUT, LIST_PAGE, PROBE_INTERVAL, PROBES_PER_COLLECTION, PUT_TIMEOUT, REPAIRS_PER_PROBE_MAX,
-};
+use crate::limits::{CONTROL_TIMEOUT, LOOK_PAUSE_MIN, PROBE_INTERVAL, PROBES_PER_COLLECTION, PROBES_PER_SUSPICION};
 
-/// Segment copies that are made at the same time.
-const CONCURRENT_REPAIRS: usize = 4;
-
-/// Runs until the engine stops.
-pub(crate) async fn run(engine: Engine) {
+/// Reads new versions of the manifest until the engine stops: every second, and at once when a scan finds no replica
+/// that answers.
+pub(crate) async fn watch(engine: Engine) {
     let clock = Arc::clone(&engine.environment().clock);
-    let mut probes: u64 = 0;
     loop {
-        if let Err(error) = probe(&engine, probes).boxed().await {
-            tracing::warn!(%error, "looking after the cluster failed; trying again");
+        match engine.manifest().refresh().boxed().await {
+            Ok(snapshot) => engine.adopt(&snapshot),
+            Err(error) => tracing::warn!(error = %error.chain(), "the manifest cannot be read; trying again"),
         }
-        probes = probes.wrapping_add(1);
+        clock.sleep(LOOK_PAUSE_MIN).await;
+        select(clock.sleep(PROBE_INTERVAL.saturating_sub(LOOK_PAUSE_MIN)), engine.cluster().look_wanted().boxed())
+            .await;
+    }
+}
+
+/// Looks after the nodes until the engine stops.
+pub(crate) async fn tend(engine: Engine) {
+    let clock = Arc::clone(&engine.environment().clock);
+    let mut tending = Tending::default();
+    loop {
+        if let Err(error) = tending.look(&engine).boxed().await {
+            tracing::warn!(error = %error.chain(), "looking after the cluster failed; trying again");
+        }
+        tending.looks = tending.looks.wrapping_add(1);
         clock.sleep(PROBE_INTERVAL).await;
     }
 }
 
-async fn probe(engine: &Engine, probes: u64) -> Result<()> {
-    let snapshot = engine.manifest().refresh().await?;
-    engine.adopt(&snapshot);
-    let infos = probe_nodes(engine, &snapshot).boxed().await;
-    if engine.check_writable().is_err() {
-        // Another writer has taken over: it looks after the cluster now.
-        return Ok(());
+/// A node that answered.
+#[derive(Debug)]
+struct Probe {
+    member: Arc<Member>,
+    info: NodeInfo,
+}
+
+/// What [`tend`] remembers from look to look.
+#[derive(Debug, Default)]
+struct Tending {
+    looks: u64,
+    /// The nodes that answered at the last look, each with the number that its process drew.
+    answered: BTreeMap<NodeId, u64>,
+    /// At which look each node was last asked for its list.
+    audited: BTreeMap<NodeId, u64>,
+    waits: repair::Waits,
+    /// Segments that were reported to have lost every replica.
+    reported: BTreeSet<SegmentId>,
+}
+
+impl Tending {
+    async fn look(&mut self, engine: &Engine) -> Result<()> {
+        // Before anything is asked: what a node lacks of this version it has lost since.
+        let snapshot = engine.manifest().snapshot();
+        let probes = probe_nodes(engine, &snapshot).boxed().await;
+        if engine.check_writable().is_err() {
+            // Another writer has taken over: it looks after the cluster now.
+            return Ok(());
+        }
+        if probes.iter().any(|probe| self.is_back(probe)) {
+            // Whatever could not be repaired without it may work now.
+            self.waits.clear();
+        }
+        let collect = self.looks.is_multiple_of(PROBES_PER_COLLECTION);
+        let due: Vec<&Probe> = probes.iter().filter(|probe| self.is_due(probe, collect)).collect();
+        self.answered = probes.iter().map(|probe| (probe.member.entry.id, probe.info.instance)).collect();
+        let holdings = audit::holdings(engine, &snapshot, &due).boxed().await;
+        // One that was asked and did not answer is asked again at the next look.
+        for probe in &due {
+            self.audited.remove(&probe.member.entry.id);
+        }
+        self.audited.extend(holdings.iter().map(|holding| (holding.member.entry.id, self.looks)));
+        let differences = audit::differences(&probes, &holdings);
+        let corrections = audit::corrections(&snapshot, &differences);
+        corrections.report(&differences, &mut self.reported, collect);
+        commit(engine, corrections.actions).boxed().await?;
+        repair::run(engine, &mut self.waits).boxed().await?;
+        if collect {
+            collect_versions(engine).boxed().await;
+            let deleted = orphans::collect(engine, holdings).boxed().await?;
+            if deleted > 0 {
+                tracing::info!(deleted, "collected segments that no version names");
+            }
+        }
+        Ok(())
     }
-    forget_quarantined(engine, &snapshot, &infos).await?;
-    repair(engine).boxed().await?;
-    if probes.is_multiple_of(PROBES_PER_COLLECTION) {
-        let deleted = collect_orphans(engine).boxed().await?;
-        if deleted > 0 {
-            tracing::info!(deleted, "collected segments that no version names");
+
+    /// Whether a node was away at the last look, or is another process than it was then: what it holds may have changed.
+    fn is_back(&self, probe: &Probe) -> bool {
+        self.answered.get(&probe.member.entry.id) != Some(&probe.info.instance)
+    }
+
+    /// Whether a node is to be asked for its list. One that a scan found lacking is not asked at every look: its list
+    /// may be long, and the scans may go on.
+    fn is_due(&self, probe: &Probe, collect: bool) -> bool {
+        let id = probe.member.entry.id;
+        let Some(audited) = self.audited.get(&id) else { return true };
+        collect
+            || self.is_back(probe)
+            || (self.looks.saturating_sub(*audited) >= PROBES_PER_SUSPICION && probe.member.take_suspicion())
+    }
+}
+
+/// A store that fails at this keeps more than it has to, and everything else goes on.
+async fn collect_versions(engine: &Engine) {
+    match engine.collect_versions(&CollectionLimits::default()).await {
+        Ok(versions) if versions.deleted == 0 => {}
+        Ok(versions) => {
+            tracing::info!(deleted = versions.deleted, floor = %versions.floor, "collected old versions of the manifest");
+        }
+        Err(error) => {
+            tracing::warn!(error = %error.chain(), "old versions of the manifest could not be collected; trying again later");
         }
     }
-    Ok(())
 }
 
 /// Asks every node how it does, and seals those that have an older epoch.
-async fn probe_nodes(engine: &Engine, snapshot: &Snapshot) -> Vec<(Arc<Member>, NodeInfo)> {
+async fn probe_nodes(engine: &Engine, snapshot: &Snapshot) -> Vec<Probe> {
     let header = engine.cluster().header(snapshot.version, CONTROL_TIMEOUT);
     let header = &header;
     let probes = engine.cluster().members().into_iter().map(|member| async move {
@@ -64,71 +159,12 @@ async fn probe_nodes(engine: &Engine, snapshot: &Snapshot) -> Vec<(Arc<Member>, 
             && engine.check_writable().is_ok()
             && let Err(error) = engine.cluster().call(&member, CONTROL_TIMEOUT, member.client.seal(header)).await
         {
-            tracing::warn!(node = %member.entry.id, %error, "a storage node could not be sealed");
+            tracing::warn!(node = %member.entry.id, error = %error.chain(), "a storage node could not be sealed");
         }
-        Some((member, info))
+        member.introduced(&info);
+        Some(Probe { member, info })
     });
     join_all(probes).await.into_iter().flatten().collect()
-}
-
-/// Takes corrupt replicas out of the manifest, so that nobody reads them and repair replaces them.
-async fn forget_quarantined(engine: &Engine, snapshot: &Snapshot, infos: &[(Arc<Member>, NodeInfo)]) -> Result<()> {
-    let mut actions = Vec::new();
-    for (member, info) in infos {
-        let quarantined: BTreeSet<&SegmentId> = info.quarantined.iter().collect();
-        if quarantined.is_empty() {
-            continue;
-        }
-        for segment in snapshot.segments() {
-            let node = member.entry.id;
-            // The last replica stays named: an error that names it is better than a table without it.
-            if quarantined.contains(&segment.id) && segment.holders.contains(&node) && segment.holders.len() > 1 {
-                tracing::error!(%node, segment = %segment.id, "a replica is corrupt; it is replaced from another one");
-                actions.push(Action::RemoveReplica { segment: segment.id, node });
-            }
-        }
-    }
-    commit(engine, actions).boxed().await
-}
-
-/// Copies segments to nodes of their protection group that lack them.
-async fn repair(engine: &Engine) -> Result<()> {
-    let snapshot = engine.manifest().snapshot();
-    let copies = snapshot.quorum.copies();
-    let lacking = snapshot.segments().filter(|segment| segment.holders.len() < copies);
-    let mut jobs = Vec::new();
-    for segment in lacking {
-        for node in segment.missing() {
-            if let Some(member) = engine.cluster().member(node).filter(|member| member.is_alive()) {
-                jobs.push((Arc::clone(segment), member));
-            }
-        }
-        if jobs.len() >= REPAIRS_PER_PROBE_MAX {
-            break;
-        }
-    }
-    let snapshot = &snapshot;
-    let repaired: Vec<Option<Action>> = futures::stream::iter(jobs)
-        .map(|(segment, member)| async move { copy(engine, snapshot, &segment, &member).boxed().await })
-        .buffer_unordered(CONCURRENT_REPAIRS)
-        .collect()
-        .await;
-    commit(engine, repaired.into_iter().flatten().collect()).await
-}
-
-async fn copy(engine: &Engine, snapshot: &Snapshot, segment: &SegmentEntry, member: &Member) -> Option<Action> {
-    let sources: Vec<String> =
-        engine.cluster().replicas(segment).iter().map(|source| source.entry.address.clone()).collect();
-    let header = engine.cluster().header(snapshot.version, PUT_TIMEOUT);
-    let description = segment.description();
-    let call = member.client.replicate_segment(&header, &description, &sources);
-    match engine.cluster().call(member, PUT_TIMEOUT, call).await {
-        Ok(_) => Some(Action::AddReplica { segment: segment.id, node: member.entry.id }),
-        Err(error) => {
-            tracing::warn!(segment = %segment.id, node = %member.entry.id, %error, "a replica could not be repaired");
-            None
-        }
-    }
 }
 
 async fn commit(engine: &Engine, actions: Vec<Action>) -> Result<()> {
@@ -142,54 +178,11 @@ async fn commit(engine: &Engine, actions: Vec<Action>) -> Result<()> {
     Ok(())
 }
 
-/// Deletes segments that no live version names and no statement is writing.
-///
-/// Safe without clocks: a segment of an older epoch can no longer be committed, since this process
-/// has committed a newer one; a segment of this epoch is written by this process, which knows what
-/// is under way; a segment of a newer epoch is left alone. The order matters: nodes are listed
-/// first, then what is under way, then the newest version, so that a statement which commits
-/// meanwhile is seen in one of the two.
+/// Deletes what no version and no running statement needs, at every node that answers. Returns how many replicas.
 pub(crate) async fn collect_orphans(engine: &Engine) -> Result<u64> {
-    let mut held: BTreeMap<NodeId, Vec<SegmentDescription>> = BTreeMap::new();
-    let members = engine.cluster().members();
-    for member in members.iter().filter(|member| member.is_alive()) {
-        held.insert(member.entry.id, list(engine, member).await?);
-    }
-    let mut wanted: BTreeSet<SegmentId> = engine.in_flight().lock().clone();
-    let snapshot = engine.manifest().refresh().await?;
-    engine.adopt(&snapshot);
-    engine.check_writable()?;
-    for live in engine.live_snapshots() {
-        wanted.extend(live.segments().map(|segment| segment.id));
-    }
-    let epoch = engine.epoch();
-    let mut deleted = 0;
-    for member in members {
-        let Some(segments) = held.remove(&member.entry.id) else { continue };
-        let orphans = segments.iter().filter(|segment| segment.epoch <= epoch && !wanted.contains(&segment.segment_id));
-        let orphans: Vec<SegmentId> = orphans.map(|segment| segment.segment_id).collect();
-        if !orphans.is_empty() {
-            let header = engine.cluster().header(snapshot.version, CONTROL_TIMEOUT);
-            deleted += engine
-                .cluster()
-                .call(&member, CONTROL_TIMEOUT, member.client.delete_segments(&header, &orphans))
-                .await?;
-        }
-    }
-    Ok(deleted)
-}
-
-async fn list(engine: &Engine, member: &Member) -> Result<Vec<SegmentDescription>> {
-    let mut all: Vec<SegmentDescription> = Vec::new();
-    loop {
-        let header = engine.cluster().header(engine.manifest().snapshot().version, CONTROL_TIMEOUT);
-        let after = all.last().map(|segment| segment.segment_id);
-        let page = member.client.list_segments(&header, after, LIST_PAGE);
-        let (segments, more) = engine.cluster().call(member, CONTROL_TIMEOUT, page).await?;
-        let empty = segments.is_empty();
-        all.extend(segments);
-        if !more || empty {
-            return Ok(all);
-        }
-    }
+    let snapshot = engine.manifest().snapshot();
+    let probes = probe_nodes(engine, &snapshot).boxed().await;
+    let all: Vec<&Probe> = probes.iter().collect();
+    let holdings = audit::holdings(engine, &snapshot, &all).boxed().await;
+    orphans::collect(engine, holdings).boxed().await
 }

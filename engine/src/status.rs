@@ -1,5 +1,6 @@
 //! What the coordinator says of its cluster.
 
+use aubade_proto::NodeInfo;
 use serde::{Deserialize, Serialize};
 
 /// The cluster at one version, with the health of its nodes.
@@ -42,6 +43,43 @@ pub struct NodeStatus {
     pub replicas: usize,
     /// Their bytes.
     pub bytes: u64,
+    /// Segments that it found damaged and put aside, and that no good copy has replaced yet; absent when it was not
+    /// asked.
+    #[serde(default)]
+    pub quarantined: Option<usize>,
+    /// How far it has come in verifying its segments; absent when it was not asked, or does not verify them.
+    #[serde(default)]
+    pub scrub: Option<ScrubStatus>,
+}
+
+/// How far a node has come in reading its segments against their checksums.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubStatus {
+    /// Rounds over all segments that were completed since the node started.
+    pub rounds: u64,
+    /// Bytes verified in the round under way; 0 between rounds.
+    pub round_bytes: u64,
+    /// Bytes that a round is about: all that the node holds.
+    pub held_bytes: u64,
+    /// Segments that it found damaged since the node started.
+    pub damaged: u64,
+}
+
+impl NodeStatus {
+    /// Takes in what the node says of itself; `None`: it does not answer.
+    pub fn told(&mut self, info: Option<&NodeInfo>) {
+        self.alive = Some(info.is_some());
+        self.quarantined = info.map(|info| info.quarantined.len());
+        self.scrub = info.and_then(|info| {
+            let held_bytes = info.segment_bytes;
+            info.scrub.map(|scrub| ScrubStatus {
+                rounds: scrub.rounds,
+                round_bytes: scrub.round_bytes,
+                held_bytes,
+                damaged: scrub.damaged,
+            })
+        });
+    }
 }
 
 /// One table.
@@ -74,6 +112,8 @@ impl ClusterStatus {
                     alive: None,
                     replicas,
                     bytes,
+                    quarantined: None,
+                    scrub: None,
                 }
             })
             .collect();
@@ -95,7 +135,7 @@ impl ClusterStatus {
             nodes,
             tables: tables.collect(),
             segments: snapshot.segments().count(),
-            under_replicated: snapshot.segments().filter(|segment| segment.holders.len() < copies).count(),
+            under_replicated: snapshot.segments().filter(|segment| snapshot.replica_count(segment) < copies).count(),
         }
     }
 }

@@ -161,7 +161,7 @@ impl Engine {
         });
         for result in futures::future::join_all(deletions).await {
             if let Err(error) = result {
-                tracing::debug!(%error, "segments of a failed statement stay until they are collected");
+                tracing::debug!(error = %error.chain(), "segments of a failed statement stay until they are collected");
             }
         }
     }

@@ -6,6 +6,7 @@
 
 mod faulty;
 mod memory;
+mod network_mount;
 mod system;
 
 use std::fmt::Debug;
@@ -73,6 +74,10 @@ pub trait FileSystem: Debug + Send + Sync {
 
     /// Bytes free for new files on the device of `path`; `None` where it cannot be told.
     fn free_bytes(&self, path: &Path) -> Option<u64>;
+
+    /// The kind of the network file system that `path`, or the nearest folder above it that exists,
+    /// is on, like `nfs`; `None` on local ones and where it cannot be told.
+    fn network_kind(&self, path: &Path) -> Option<String>;
 }
 
 /// The whole of a file.

@@ -7,11 +7,13 @@ use async_trait::async_trait;
 use aubade_catalog::Snapshot;
 use aubade_catalog::snapshot::{DEFAULT_SCHEMA, Relation, RelationName};
 use aubade_proto::{Error, ErrorCode};
+use datafusion::catalog::information_schema::{INFORMATION_SCHEMA, InformationSchemaProvider};
 use datafusion::catalog::view::ViewTable;
 use datafusion::catalog::{CatalogProvider, CatalogProviderList, SchemaProvider, TableProvider};
+use datafusion::common::DFSchema;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::SessionState;
-use datafusion::logical_expr::{DdlStatement, LogicalPlan, TableType};
+use datafusion::logical_expr::{DdlStatement, EmptyRelation, LogicalPlan, TableType};
 
 use crate::access::TableAccess;
 use crate::errors::improve_error;
@@ -23,6 +25,15 @@ pub const CATALOG: &str = "aubade";
 /// Views within views, at most. Each level takes stack while it is planned.
 pub const VIEW_DEPTH_MAX: usize = 16;
 
+/// What a catalog is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// To plan a query: a relation that cannot be planned is an error.
+    Planning,
+    /// To fill `information_schema`: such a relation is listed without columns, so that the others can be listed too.
+    Listing,
+}
+
 /// One snapshot as DataFusion's catalogs, schemas and tables. Nothing can be registered in it: changes go through the
 /// manifest and make another snapshot.
 #[derive(Clone)]
@@ -33,6 +44,7 @@ pub struct SnapshotCatalog {
     template: Arc<SessionState>,
     /// The views that are being planned, outermost first.
     views: Vec<RelationName>,
+    purpose: Purpose,
 }
 
 impl fmt::Debug for SnapshotCatalog {
@@ -44,7 +56,7 @@ impl fmt::Debug for SnapshotCatalog {
 impl SnapshotCatalog {
     /// The catalog of `snapshot`; views are planned with the functions and settings of `template`.
     pub fn new(snapshot: Arc<Snapshot>, access: Arc<dyn TableAccess>, template: SessionState) -> Self {
-        Self { snapshot, access, template: Arc::new(template), views: Vec::new() }
+        Self { snapshot, access, template: Arc::new(template), views: Vec::new(), purpose: Purpose::Planning }
     }
 
     /// What the queries read.
@@ -62,6 +74,7 @@ impl SnapshotCatalog {
     fn inner_state(&self, view: &RelationName) -> SessionState {
         let mut inner = self.clone();
         inner.views.push(view.clone());
+        inner.purpose = Purpose::Planning;
         let mut state = self.template.as_ref().clone();
         state.config_mut().options_mut().catalog.default_schema = DEFAULT_SCHEMA.to_owned();
         state.register_catalog_list(Arc::new(inner));
@@ -101,19 +114,59 @@ impl SnapshotCatalog {
             let message = format!("external table {name} has the unknown format {}", command.file_type);
             return Err(Error::new(ErrorCode::NotSupported, message).hint("PARQUET, CSV, JSON and ARROW work").into());
         };
-        factory.create(state, &command).await.map_err(failure)
+        let table = factory.create(state, &command).await.map_err(failure)?;
+        if table.schema().fields().is_empty() {
+            let message = format!(
+                "external table {name} cannot be read: there are no files with columns at {}",
+                command.locations.join(", ")
+            );
+            return Err(Error::new(ErrorCode::FileUnreadable, message)
+                .hint("bring the files back, or drop the table and create it again")
+                .into());
+        }
+        Ok(table)
+    }
+
+    async fn provider(&self, name: &RelationName, relation: &Relation) -> Result<Arc<dyn TableProvider>> {
+        match relation {
+            Relation::Table(table) => {
+                let (snapshot, access) = (Arc::clone(&self.snapshot), Arc::clone(&self.access));
+                Ok(Arc::new(AubadeTable::new(snapshot, Arc::clone(table), access)))
+            }
+            Relation::View { sql, .. } => self.view(name, sql).await,
+            Relation::External { sql, .. } => self.external(name, sql).await,
+        }
+    }
+
+    /// The tables that describe the others. DataFusion's own are made of the catalog that plans queries, and one
+    /// relation that cannot be planned would hide all others there.
+    fn information_schema(&self) -> InformationSchemaProvider {
+        let listing = Self { purpose: Purpose::Listing, ..self.clone() };
+        InformationSchemaProvider::new(Arc::new(listing)).with_table_functions(self.template.table_functions().clone())
     }
 
     /// The error of a relation that cannot be planned, with its name.
     fn explain_failure(&self, what: &str, name: &RelationName, error: DataFusionError) -> DataFusionError {
         let error = improve_error(&self.snapshot, error);
         let outer = Error::new(error.code(), format!("{what} {name} cannot be read: {}", error.message()));
-        match error.hint_text() {
-            Some(hint) => outer.hint(hint.to_owned()),
+        let hint = error.hint_text().map(str::to_owned);
+        let outer = outer.source(error);
+        match hint {
+            Some(hint) => outer.hint(hint),
             None => outer,
         }
         .into()
     }
+}
+
+/// What stands for a relation that cannot be planned, where it is only listed.
+fn without_columns(relation: &Relation) -> Arc<dyn TableProvider> {
+    let definition = match relation {
+        Relation::View { sql, .. } | Relation::External { sql, .. } => Some(sql.clone()),
+        Relation::Table(_) => None,
+    };
+    let nothing = EmptyRelation { produce_one_row: false, schema: Arc::new(DFSchema::empty()) };
+    Arc::new(ViewTable::new(LogicalPlan::EmptyRelation(nothing), definition))
 }
 
 impl CatalogProviderList for SnapshotCatalog {
@@ -136,6 +189,9 @@ impl CatalogProvider for SnapshotCatalog {
     }
 
     fn schema(&self, name: &str) -> Option<Arc<dyn SchemaProvider>> {
+        if name == INFORMATION_SCHEMA && self.purpose == Purpose::Planning {
+            return Some(Arc::new(self.information_schema()));
+        }
         let known = self.snapshot.schemas.contains(name);
         known.then(|| {
             Arc::new(SnapshotSchema { catalog: self.clone(), name: name.to_owned() }) as Arc<dyn SchemaProvider>
@@ -159,16 +215,14 @@ impl SchemaProvider for SnapshotSchema {
 
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
         let relation_name = RelationName { schema: self.name.clone(), name: name.to_owned() };
-        let provider: Arc<dyn TableProvider> = match self.catalog.snapshot.relations.get(&relation_name) {
-            None => return Ok(None),
-            Some(Relation::Table(table)) => {
-                let SnapshotCatalog { snapshot, access, .. } = &self.catalog;
-                Arc::new(AubadeTable::new(Arc::clone(snapshot), Arc::clone(table), Arc::clone(access)))
+        let Some(relation) = self.catalog.snapshot.relations.get(&relation_name) else { return Ok(None) };
+        match self.catalog.provider(&relation_name, relation).await {
+            Err(error) if self.catalog.purpose == Purpose::Listing => {
+                tracing::debug!(relation = %relation_name, %error, "a relation is listed without its columns");
+                Ok(Some(without_columns(relation)))
             }
-            Some(Relation::View { sql, .. }) => self.catalog.view(&relation_name, sql).await?,
-            Some(Relation::External { sql, .. }) => self.catalog.external(&relation_name, sql).await?,
-        };
-        Ok(Some(provider))
+            provider => provider.map(Some),
+        }
     }
 
     async fn table_type(&self, name: &str) -> Result<Option<TableType>> {

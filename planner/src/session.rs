@@ -18,7 +18,8 @@ use crate::pipeline::physical_optimizer_rules;
 /// The settings that sessions start with; `SET` changes them.
 pub fn session_config(options: &PlannerOptions) -> SessionConfig {
     let mut config = SessionConfig::new()
-        .with_information_schema(true)
+        // The catalog has one of its own: a view that cannot be planned would hide all others in DataFusion's.
+        .with_information_schema(false)
         .with_default_catalog_and_schema(CATALOG, DEFAULT_SCHEMA)
         .with_create_default_catalog_and_schema(false)
         .with_collect_statistics(true)

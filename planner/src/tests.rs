@@ -352,6 +352,34 @@ async fn information_schema_lists_relations() {
 }
 
 #[tokio::test]
+async fn a_broken_view_hides_no_other_relation() {
+    let (planner, _) = planner_with(&[
+        ("broken", "select * from lost"),
+        ("above", "select * from broken"),
+        ("looks", "select table_name from information_schema.columns"),
+        ("v", "select id from orders"),
+    ]);
+    let names = "select distinct table_name from information_schema.columns where table_schema = 'public' order by 1";
+    let query = planner.plan(names).await.unwrap();
+    assert_eq!(rows(&run(&query).await.unwrap(), names)[1..], ["| customer |", "| looks |", "| orders |", "| v |"]);
+    let definitions = "select table_name, definition from information_schema.views where definition is not null and table_name in ('broken', 'v') order by 1";
+    let query = planner.plan(definitions).await.unwrap();
+    let lines = rows(&run(&query).await.unwrap(), definitions);
+    assert_eq!(lines[1..], ["| broken | select * from lost |", "| v | select id from orders |"]);
+    let shown = planner.plan("show tables").await.unwrap();
+    assert_eq!(rows(&run(&shown).await.unwrap(), "").iter().filter(|line| line.contains("public")).count(), 6);
+    let through = planner.plan("select count(*) from looks where table_name = 'v'").await.unwrap();
+    assert_eq!(rows(&run(&through).await.unwrap(), "order by")[1], "| 1 |");
+    for sql in ["select * from broken", "select * from above", "show columns from broken", "describe broken"] {
+        let error = planner.plan(sql).await.unwrap_err();
+        assert_eq!(error.code(), ErrorCode::TableNotFound, "{sql}: {error}");
+        assert!(error.message().contains("view public.broken cannot be read: table 'lost' not found"), "{error}");
+    }
+    let functions = planner.plan("show functions like 'generate_series'").await.unwrap();
+    assert!(rows(&run(&functions).await.unwrap(), "").len() > 1);
+}
+
+#[tokio::test]
 async fn unknown_names_come_with_the_nearest_one() {
     for (sql, code, message, hint) in [
         ("select * from ordes", ErrorCode::TableNotFound, "table 'ordes' not found", "did you mean 'orders'?"),

@@ -65,7 +65,7 @@ error_codes! {
     LimitExceeded = 104, "LIMIT_EXCEEDED", ResourceExhausted, Never;
     /// Not built yet.
     NotSupported = 105, "NOT_SUPPORTED", Unimplemented, Never;
-    /// Refused by the server's settings.
+    /// Refused by the settings of the server, or by the rights on a folder or bucket.
     PermissionDenied = 106, "PERMISSION_DENIED", PermissionDenied, Never;
     /// Reading or writing a file failed.
     Io = 107, "IO", Unknown, OtherReplica;
@@ -130,6 +130,10 @@ error_codes! {
     NodeUnavailable = 405, "NODE_UNAVAILABLE", Unavailable, OtherReplica;
     /// The node is shutting down.
     ShuttingDown = 406, "SHUTTING_DOWN", Unavailable, OtherReplica;
+    /// No storage node of that id is registered.
+    NodeNotFound = 407, "NODE_NOT_FOUND", NotFound, Never;
+    /// What was asked would leave too few replicas of a segment.
+    TooFewReplicas = 408, "TOO_FEW_REPLICAS", FailedPrecondition, Never;
 
     /// A message lacks a field or has one that cannot be read.
     InvalidMessage = 500, "INVALID_MESSAGE", InvalidArgument, Never;

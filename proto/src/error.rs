@@ -76,6 +76,27 @@ struct RemoteCause {
     source: Option<Box<Self>>,
 }
 
+/// Causes copied from a foreign error at most: such chains may be of any length.
+const CAUSES_COPIED_MAX: usize = 8;
+
+impl RemoteCause {
+    /// The texts of a chain of causes without its types, and without those that only repeat the text above them.
+    fn copy_of(first: Option<&dyn StdError>, above: &str) -> Option<Self> {
+        let mut texts: Vec<String> = Vec::new();
+        let mut next = first;
+        while let Some(cause) = next
+            && texts.len() < CAUSES_COPIED_MAX
+        {
+            let text = cause.to_string();
+            if texts.last().map_or(above, String::as_str) != text {
+                texts.push(text);
+            }
+            next = cause.source();
+        }
+        texts.into_iter().rev().fold(None, |source, text| Some(Self { text, source: source.map(Box::new) }))
+    }
+}
+
 impl Error {
     /// An error with a message in lower case and without a full stop that names the thing.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
@@ -135,12 +156,22 @@ impl Error {
         self.0.code == ErrorCode::Cancelled
     }
 
-    /// The texts of the causes, outermost first.
+    /// The texts of the causes, outermost first, each of them once: many libraries write the text of
+    /// a cause into that of the error around it as well.
     pub fn causes(&self) -> Vec<String> {
-        let mut causes = Vec::new();
-        let mut next: Option<&dyn StdError> = StdError::source(self);
+        let mut causes: Vec<String> = Vec::new();
+        let mut next: Option<&(dyn StdError + 'static)> = StdError::source(self);
         while let Some(cause) = next {
-            causes.push(cause.to_string());
+            let told = |text: &str| {
+                let text = text.trim();
+                self.0.message.contains(text) || causes.iter().any(|outer| outer.contains(text))
+            };
+            // Whoever repeats one of our messages has taken over its hint, or has a better one.
+            let is_new =
+                cause.downcast_ref::<Self>().is_none_or(|own| !told(own.message())) && !told(&cause.to_string());
+            if is_new {
+                causes.push(cause.to_string());
+            }
             next = cause.source();
         }
         causes
@@ -158,6 +189,11 @@ impl Error {
             text.push_str(hint);
         }
         text
+    }
+
+    /// Message, code, causes and hint on one line: for logs, where `Display` alone would drop the causes.
+    pub fn chain(&self) -> impl fmt::Display + '_ {
+        Chain(self)
     }
 
     /// The form for the wire.
@@ -226,7 +262,11 @@ impl Error {
             tonic::Code::Unimplemented => ErrorCode::UnsupportedVersion,
             _ => ErrorCode::Internal,
         };
-        let error = Self::new(code, format!("{peer}: {}", status.message()));
+        let mut error = Self::new(code, format!("{peer}: {}", status.message()));
+        // What the transport knows beneath, like "connection refused".
+        if let Some(cause) = RemoteCause::copy_of(StdError::source(status), status.message()) {
+            error = error.source(cause);
+        }
         match code {
             ErrorCode::LimitExceeded => {
                 error.hint("raise the message limit of the client, or ask for fewer or narrower rows")
@@ -327,6 +367,23 @@ fn classify_arrow(error: &ArrowError) -> ErrorCode {
     }
 }
 
+/// An error with its causes on one line.
+struct Chain<'a>(&'a Error);
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let inner = &self.0.0;
+        write!(f, "{} ({})", inner.message, inner.code.text())?;
+        for cause in self.0.causes() {
+            write!(f, "; caused by: {cause}")?;
+        }
+        match &inner.hint {
+            Some(hint) => write!(f, "; hint: {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.message)?;
@@ -410,6 +467,30 @@ mod tests {
         assert_eq!(received.causes(), ["block 3"]);
     }
 
+    /// As `object_store` and `reqwest` do it: every layer's text ends with that of its cause.
+    #[derive(Debug, thiserror::Error)]
+    #[error("request {request}: {source}")]
+    struct Layer {
+        request: u32,
+        source: std::io::Error,
+    }
+
+    #[test]
+    fn a_cause_that_was_told_already_is_not_told_again() {
+        let layer = || Layer { request: 7, source: std::io::Error::other("connection refused") };
+        let outer = Error::new(ErrorCode::StoreUnavailable, "cannot read m/1").source(layer());
+        assert_eq!(outer.causes(), ["request 7: connection refused"]);
+        assert_eq!(outer.report().matches("connection refused").count(), 1);
+        let received = Error::from_status(&outer.to_status(), "node");
+        assert_eq!(received.report(), outer.report());
+
+        let inner = Error::new(ErrorCode::Io, "disk 3 is gone").hint("replace it").source(std::io::Error::other("EIO"));
+        let repeats = Error::new(ErrorCode::Io, format!("cannot load: {}", inner.message())).source(inner.clone());
+        assert_eq!(repeats.causes(), ["EIO"]);
+        let wraps = Error::new(ErrorCode::Io, "cannot load").source(inner);
+        assert_eq!(wraps.causes(), ["disk 3 is gone (hint: replace it)", "EIO"]);
+    }
+
     #[test]
     fn the_details_of_a_status_are_those_that_grpc_defines() {
         let status = Error::new(ErrorCode::SqlSyntax, "the SQL does not parse").to_status();
@@ -439,6 +520,26 @@ mod tests {
     #[test]
     fn division_by_zero_has_its_own_code() {
         assert_eq!(Error::from(ArrowError::DivideByZero).code(), ErrorCode::DivisionByZero);
+    }
+
+    #[test]
+    fn the_chain_has_all_causes_and_the_hint_on_one_line() {
+        let inner = Error::new(ErrorCode::Io, "the file cannot be opened").source(std::io::Error::other("block 3"));
+        let error = Error::new(ErrorCode::SegmentCorrupt, "segment 7 is corrupt").hint("repair it").source(inner);
+        let text = error.chain().to_string();
+        assert_eq!(
+            text,
+            "segment 7 is corrupt (SEGMENT_CORRUPT); caused by: the file cannot be opened; caused by: block 3; hint: \
+             repair it"
+        );
+    }
+
+    #[test]
+    fn a_foreign_status_keeps_the_causes_that_its_transport_knows() {
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let connect = Error::new(ErrorCode::Io, "tcp connect error").source(refused);
+        let error = Error::from_status(&tonic::Status::from_error(Box::new(connect)), "10.0.0.1:1");
+        assert_eq!(error.causes(), ["connection refused"], "{error:?}");
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub use id::{ClusterId, Epoch, NodeId, RelationId, RequestId, SegmentId, Transac
 pub use membership::{KeySet, Membership};
 pub use reduction::{Reduction, ReductionKind};
 pub use scan::{CallHeader, ScanEvent, ScanRequest, ScanStatistics, SegmentScan};
-pub use segment::{NodeInfo, PutReceipt, SegmentDescription};
+pub use segment::{NodeInfo, PutReceipt, ScrubProgress, SegmentDescription};
 
 /// The version of the storage protocol that this build speaks.
 pub const STORAGE_PROTOCOL: u32 = 2;

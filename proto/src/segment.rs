@@ -47,4 +47,19 @@ pub struct NodeInfo {
     pub quarantined: Vec<SegmentId>,
     /// Scans under way.
     pub active_scan_count: u64,
+    /// Drawn when the node started: what it holds may have changed since it had another one.
+    pub instance: u64,
+    /// How far it has come in reading its segments against their checksums; `None`: it does not.
+    pub scrub: Option<ScrubProgress>,
+}
+
+/// How far a node has come in reading its segments against their checksums.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScrubProgress {
+    /// Rounds over all segments that were completed since the node started.
+    pub rounds: u64,
+    /// Bytes verified in the round under way; 0 between rounds.
+    pub round_bytes: u64,
+    /// Segments that it found damaged since the node started.
+    pub damaged: u64,
 }

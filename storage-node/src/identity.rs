@@ -102,8 +102,8 @@ fn read_json<T: serde::de::DeserializeOwned>(env: &Environment, path: &Path) -> 
     Ok(Some(value))
 }
 
-/// A crash leaves the old content or the new one.
-fn replace_durable(env: &Environment, path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Replaces a small file; a crash leaves the old content or the new one.
+pub(crate) fn replace_durable(env: &Environment, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = aubade_environment::files::parent_of(path)?;
     let temporary = path.with_extension(format!("{:016x}.tmp", env.random.next_u64()));
     let written = (|| {

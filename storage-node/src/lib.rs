@@ -8,6 +8,7 @@
 //! DIR/LOCK                     held while the folder is in use
 //! DIR/node.json                who the node is
 //! DIR/epoch.json               the highest epoch sealed here
+//! DIR/scrub.json               how far the round of scrubbing has come
 //! DIR/segments/<id>.parquet    the stored bytes
 //! DIR/segments/<id>.sum        what they are and the checksums of their blocks
 //! DIR/incoming/                files that are still arriving; emptied at start
@@ -22,6 +23,7 @@ mod node;
 mod options;
 mod replicate;
 mod scan;
+mod scrub;
 mod segment_store;
 mod serve;
 mod service;

@@ -53,6 +53,16 @@ pub(crate) const RETRY_AFTER_MIN: Duration = Duration::from_millis(20);
 /// How long a caller is told to wait at most.
 pub(crate) const RETRY_AFTER_MAX: Duration = Duration::from_secs(5);
 
+/// Reads of scrubbing per second at least, so that its rate holds over parts of a second too; fewer only where the rate
+/// is below one block at a time.
+pub(crate) const SCRUB_STEPS_PER_SECOND: u64 = 8;
+/// Time between the beginnings of two rounds of scrubbing at least: a node with few segments need not read them all day.
+pub(crate) const SCRUB_ROUND_INTERVAL: Duration = Duration::from_secs(3_600);
+/// Time between two writes of the place that scrubbing has come to: what a restart repeats.
+pub(crate) const SCRUB_CURSOR_INTERVAL: Duration = Duration::from_secs(30);
+/// Pause before a read that the device failed is tried again.
+pub(crate) const SCRUB_READ_PAUSE: Duration = Duration::from_secs(1);
+
 /// Connections at a time; further ones wait in the listener's backlog.
 pub(crate) const CONNECTIONS_MAX: usize = 1_024;
 /// Calls at a time on one connection.

@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Debug};
 use std::future::Future;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -27,6 +28,7 @@ use crate::limits::{
 };
 use crate::options::StorageNodeOptions;
 use crate::scan::{self, Footer, FooterCache, ScanBounds, ScanContext, ScanResources};
+use crate::scrub::{Progress, Scrub};
 use crate::segment_store::{SegmentStore, VerifiedFile};
 use crate::{identity, replicate};
 
@@ -38,6 +40,10 @@ pub(crate) struct Segments {
 }
 
 impl Segments {
+    pub(crate) fn new(store: Arc<SegmentStore>, footers: FooterCache) -> Self {
+        Self { store, footers }
+    }
+
     /// The footer of a held segment and the bytes that were read to get it. Blocks.
     pub(crate) fn footer(&self, id: SegmentId) -> Result<(Arc<Footer>, u64)> {
         // The cache may still know a segment that was deleted.
@@ -56,8 +62,12 @@ struct Inner {
     env: Environment,
     cluster: ClusterId,
     node_id: NodeId,
+    /// Tells this process from those that had the folder before.
+    instance: u64,
     options: StorageNodeOptions,
     segments: Arc<Segments>,
+    /// `None`: segments are not scrubbed.
+    scrub: Option<Arc<Progress>>,
     cpu: Arc<CpuPool>,
     scans: Arc<Semaphore>,
     activity: Arc<Activity>,
@@ -148,13 +158,16 @@ impl StorageNode {
             Ok((lock, node_id, SegmentStore::open(opening, folder)?))
         })
         .await?;
-        let segments = Segments { store: Arc::new(store), footers: FooterCache::new(options.footer_cache_bytes) };
+        let segments = Segments::new(Arc::new(store), FooterCache::new(options.footer_cache_bytes));
+        let scrub_rate = NonZeroU64::new(options.scrub_bytes_per_second);
         let activity =
             Activity { calls: watch::Sender::new(0), scans: AtomicU64::new(0), scan_micros: AtomicU64::new(0) };
         let inner = Inner {
+            instance: env.random.next_u64(),
             env,
             cluster,
             node_id,
+            scrub: scrub_rate.map(|_| Arc::default()),
             segments: Arc::new(segments),
             cpu,
             scans: Arc::new(Semaphore::new(options.max_concurrent_scans.clamp(1, Semaphore::MAX_PERMITS))),
@@ -165,6 +178,11 @@ impl StorageNode {
             lock: Mutex::new(Some(lock)),
             options,
         };
+        if let (Some(rate), Some(progress)) = (scrub_rate, &inner.scrub) {
+            let (segments, progress) = (Arc::clone(&inner.segments), Arc::clone(progress));
+            let scrub = Scrub::new(inner.env.clone(), segments, progress, &inner.options.data_dir, rate);
+            inner.tasks.spawn(scrub.run());
+        }
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -224,6 +242,8 @@ impl StorageNode {
             segment_bytes: summary.segment_bytes,
             quarantined: summary.quarantined,
             active_scan_count: self.inner.activity.scans.load(Ordering::Relaxed),
+            instance: self.inner.instance,
+            scrub: self.inner.scrub.as_ref().map(|progress| progress.read()),
         }
     }
 
@@ -363,10 +383,12 @@ impl StorageNode {
         .await
     }
 
-    /// Copies a segment from the first of `sources` (addresses) that has it.
+    /// Copies a segment from the first of `sources` (addresses) that has it, unless it is here already.
     ///
     /// # Errors
-    /// As [`StorageNode::put_segment`]; with several sources, the error of the last one.
+    /// As [`StorageNode::put_segment`]; with several sources, the error of the last one, but
+    /// [`ErrorCode::SegmentUnavailable`] where that one did not answer: that a source is away says nothing about this
+    /// node.
     pub async fn replicate_segment(
         &self,
         header: &CallHeader,
@@ -390,6 +412,10 @@ impl StorageNode {
         description: &SegmentDescription,
         sources: &[String],
     ) -> Result<PutReceipt> {
+        let (store, described, writer) = (Arc::clone(&self.inner.segments.store), description.clone(), header.epoch);
+        if let Some(receipt) = blocking(move || store.acknowledge_held(writer, &described)).await? {
+            return Ok(receipt);
+        }
         let deadline = Deadline::after(self.inner.env.clock.as_ref(), header.timeout);
         let mut last = Error::internal("there was no source");
         for source in sources {
@@ -401,12 +427,22 @@ impl StorageNode {
                 Ok(receipt) => return Ok(receipt),
                 Err(error) if matches!(error.code(), ErrorCode::StaleEpoch | ErrorCode::DiskFull) => return Err(error),
                 Err(error) => {
-                    tracing::warn!(segment = %description.segment_id, source, %error, "a segment could not be copied");
+                    let segment = description.segment_id;
+                    tracing::warn!(%segment, source, error = %error.chain(), "a segment could not be copied");
                     last = error;
                 }
             }
         }
-        Err(last)
+        let code = match last.code() {
+            ErrorCode::NodeUnavailable
+            | ErrorCode::ShuttingDown
+            | ErrorCode::DeadlineExceeded
+            | ErrorCode::Cancelled => ErrorCode::SegmentUnavailable,
+            code => code,
+        };
+        let count = sources.len();
+        let text = format!("segment {} cannot be copied from any of {count} nodes", description.segment_id);
+        Err(Error::new(code, text).source(last))
     }
 
     /// The segments held, in the order of their ids, from the one after `after`; and whether there

@@ -21,6 +21,8 @@ pub struct StorageNodeOptions {
     pub footer_cache_bytes: u64,
     /// Rows per batch where the caller names no number. Default: 8192.
     pub batch_rows: usize,
+    /// Bytes per second at most that are read to verify segments in the background; 0: none are. Default: 16 MiB.
+    pub scrub_bytes_per_second: u64,
 }
 
 impl StorageNodeOptions {
@@ -34,6 +36,7 @@ impl StorageNodeOptions {
             max_concurrent_scans: 64,
             footer_cache_bytes: 64 << 20,
             batch_rows: 8_192,
+            scrub_bytes_per_second: 16 << 20,
         }
     }
 }

@@ -7,6 +7,7 @@
 //! after [`SegmentStore::seal`] returned. Lock order: `sealed`, then `state`.
 
 mod incoming;
+mod quarantine;
 mod sidecar;
 #[cfg(test)]
 mod tests;
@@ -116,12 +117,6 @@ impl SegmentStore {
             .context(ErrorCode::Io, || format!("folder {} cannot be synced", folder.display()))
     }
 
-    fn load_quarantine(&self) -> Result<()> {
-        let names = self.list(&self.quarantine_folder())?;
-        self.state.write().quarantined = names.iter().filter_map(|name| id_of(name, ".parquet")).collect();
-        Ok(())
-    }
-
     fn load_held(&self) -> Result<()> {
         let names = self.list(&self.segments())?;
         let data: BTreeSet<SegmentId> = names.iter().filter_map(|name| id_of(name, ".parquet")).collect();
@@ -207,7 +202,7 @@ impl SegmentStore {
                 chunk?;
             }
             let store = Arc::clone(self);
-            return blocking(move || store.acknowledge(&description)).await;
+            return blocking(move || store.acknowledge(writer, &description)).await;
         }
         let store = Arc::clone(self);
         let mut incoming = blocking(move || {
@@ -266,11 +261,31 @@ impl SegmentStore {
         Ok(PutReceipt { sha256: description.sha256, bytes: description.bytes, epoch: *sealed })
     }
 
-    /// A receipt for a segment that was held already.
-    fn acknowledge(&self, description: &SegmentDescription) -> Result<PutReceipt> {
-        let sealed = *self.sealed.lock();
+    /// A receipt for a segment that was held already. Blocks.
+    fn acknowledge(&self, writer: Epoch, description: &SegmentDescription) -> Result<PutReceipt> {
+        let sealed = self.sealed.lock();
+        check_epoch(writer, *sealed)?;
         let held = self.description(description.segment_id)?;
-        Ok(PutReceipt { sha256: held.sha256, bytes: held.bytes, epoch: sealed })
+        same_content(&held, description)?;
+        Ok(PutReceipt { sha256: held.sha256, bytes: held.bytes, epoch: *sealed })
+    }
+
+    /// A receipt for a segment that needs no copying, since it is here and can be opened; `None` if it is not. Blocks.
+    pub(crate) fn acknowledge_held(
+        &self,
+        writer: Epoch,
+        description: &SegmentDescription,
+    ) -> Result<Option<PutReceipt>> {
+        let id = description.segment_id;
+        match self.open_segment(id) {
+            Ok(_) => self.acknowledge(writer, description).map(Some),
+            Err(error) => {
+                if error.code() == ErrorCode::SegmentCorrupt {
+                    self.quarantine(id, &error);
+                }
+                Ok(None)
+            }
+        }
     }
 
     /// A page of what is held, in the order of the ids, and whether there is more.
@@ -281,6 +296,17 @@ impl SegmentStore {
         let page: Vec<_> = rest.by_ref().take(limit).collect();
         let more = rest.next().is_some();
         (page, more)
+    }
+
+    /// The first segment held whose id is after `after`.
+    pub(crate) fn next_after(&self, after: Option<SegmentId>) -> Option<SegmentId> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.state.read().held.range((from, Bound::Unbounded)).next().map(|(id, _)| *id)
+    }
+
+    /// Bytes of the segments held whose ids are `last` or before it.
+    pub(crate) fn bytes_through(&self, last: SegmentId) -> u64 {
+        self.state.read().held.range(..=last).map(|(_, held)| held.bytes).fold(0, u64::saturating_add)
     }
 
     /// Removes segments, those in quarantine too; returns how many were there. Blocks.
@@ -305,39 +331,6 @@ impl SegmentStore {
         }
         self.sync(&self.segments())?;
         Ok(deleted)
-    }
-
-    fn forget_quarantined(&self, id: SegmentId) -> bool {
-        if !self.state.write().quarantined.remove(&id) {
-            return false;
-        }
-        let folder = self.quarantine_folder();
-        let removed = self.remove(&data_path(&folder, id)).and_then(|()| self.remove(&sidecar_path(&folder, id)));
-        if let Err(error) = removed {
-            tracing::warn!(segment = %id, %error, "a file in quarantine could not be removed");
-        }
-        true
-    }
-
-    /// Puts a corrupt segment aside, so that it is not served again and can be repaired. Blocks.
-    pub(crate) fn quarantine(&self, id: SegmentId, reason: &Error) {
-        let _sealed = self.sealed.lock();
-        {
-            let mut state = self.state.write();
-            let held = state.held.remove(&id);
-            state.held_bytes = state.held_bytes.saturating_sub(held.map_or(0, |held| held.bytes));
-            if !state.quarantined.insert(id) {
-                return;
-            }
-        }
-        tracing::error!(segment = %id, %reason, "a segment is corrupt and was put into quarantine");
-        let (from, to) = (self.segments(), self.quarantine_folder());
-        let moved = self.env.files.rename(&data_path(&from, id), &data_path(&to, id));
-        let _ = self.env.files.rename(&sidecar_path(&from, id), &sidecar_path(&to, id));
-        let synced = moved.and_then(|()| self.env.files.sync_dir(&to)).and_then(|()| self.env.files.sync_dir(&from));
-        if let Err(error) = synced {
-            tracing::error!(segment = %id, %error, "a corrupt segment could not be moved");
-        }
     }
 
     /// Refuses every writer with an older epoch from now on, durably. Blocks.

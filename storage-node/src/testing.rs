@@ -46,9 +46,13 @@ pub(crate) fn header(epoch: u64) -> CallHeader {
     }
 }
 
+/// Without scrubbing, which would find damage before the test does.
+pub(crate) fn options() -> StorageNodeOptions {
+    StorageNodeOptions { cpu_threads: 2, scrub_bytes_per_second: 0, ..StorageNodeOptions::new("/data", "az1") }
+}
+
 pub(crate) async fn node(env: &Environment) -> StorageNode {
-    let options = StorageNodeOptions { cpu_threads: 2, ..StorageNodeOptions::new("/data", "az1") };
-    StorageNode::open(env.clone(), CLUSTER, options).await.unwrap()
+    StorageNode::open(env.clone(), CLUSTER, options()).await.unwrap()
 }
 
 pub(crate) fn segment_id(number: u128) -> SegmentId {

@@ -145,15 +145,17 @@ class Cluster:
         quorum = ["--copies", copies, "--write-quorum", write, "--read-quorum", copies + 1 - write]
         self.run("cluster", "init", "--cluster", self.url, *map(str, quorum))
         for index in range(nodes):
-            self.nodes.append(self._start_node(index))
+            self.nodes.append(self.start_node(index))
         for node in self.nodes:
             node.wait_ready()
         self.start_coordinator()
 
-    def _start_node(self, index: int) -> Server:
+    def start_node(self, index: int, *options: str) -> Server:
+        """Starts the storage node of that index, at any port unless the options say otherwise; it may not be ready."""
         data = self.folder / f"node{index + 1}"
         arguments = ["--cluster", self.url, "--data", str(data), "--zone", f"az{index % 3 + 1}"]
-        return self._spawn(f"node{index + 1}", ["storage-node", *arguments, "--listen", "127.0.0.1:0"])
+        listen = () if "--listen" in options else ("--listen", "127.0.0.1:0")
+        return self._spawn(f"node{index + 1}", ["storage-node", *arguments, *listen, *options])
 
     def _spawn(self, name: str, arguments: list[str]) -> Server:
         return Server(name, [binary(), *arguments], self.folder / f"{name}.log", env=self.env)
@@ -175,7 +177,7 @@ class Cluster:
 
     def restart_node(self, index: int) -> None:
         """Starts the storage node of that index again on its old data."""
-        self.nodes[index] = self._start_node(index)
+        self.nodes[index] = self.start_node(index)
         self.nodes[index].wait_ready()
 
     def run(self, *arguments: str, **options) -> subprocess.CompletedProcess:

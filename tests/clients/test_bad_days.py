@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 import time
 
@@ -10,7 +11,6 @@ import pyarrow as pa
 import pytest
 
 from cluster import Cluster, eventually, run
-from known import defect
 
 ROWS = 300_000
 SUM = ROWS * (ROWS + 1) // 2
@@ -123,7 +123,6 @@ def test_a_flipped_byte_shows_in_the_status_until_it_is_repaired(start):
     assert ask(cluster, ALL) == [ANSWER]
 
 
-@defect("a replica that its node does not list is never missed: maintenance looks at `quarantined` only")
 def test_a_replica_that_vanished_while_its_node_was_down_is_replaced(loaded):
     loaded.nodes[0].stop()
     (path,) = segments(loaded, 0)
@@ -154,7 +153,6 @@ def test_without_any_replica_one_table_is_lost_and_the_others_are_not(loaded):
     assert ask(loaded, ALL) == [ANSWER]
 
 
-@defect("when all replicas are in quarantine all holders are taken out at once, and nothing is left to name")
 def test_without_any_replica_the_nodes_that_held_it_stay_named(loaded):
     lose_every_replica(loaded)
     # Maintenance looks at the nodes every second, and nothing tells from outside that it has.
@@ -162,6 +160,101 @@ def test_without_any_replica_the_nodes_that_held_it_stay_named(loaded):
     while time.monotonic() < end:
         refused(loaded, ALL, "SEGMENT_UNAVAILABLE", "; node ")
     assert "0 sources" not in loaded.coordinator.log.read_text()
+
+
+def test_damage_that_nobody_reads_is_found_and_repaired(loaded):
+    (path,) = segments(loaded, 0)
+    good = path.read_bytes()
+    loaded.nodes[0].stop()
+    flip(path)
+    loaded.restart_node(0)
+    eventually("the right bytes are back", lambda: path.exists() and path.read_bytes() == good)
+    told = lambda node: node["scrub"] and node["scrub"]["damaged"] == 1 and node["quarantined"] == 0
+    eventually("the status says so", lambda: any(map(told, loaded.status()["nodes"])))
+    assert "corrupt" in loaded.nodes[0].log_tail()
+
+
+def test_scrubbing_can_be_switched_off(start, tmp_path):
+    cluster = start(nodes=1, copies=1)
+    data, fresh = tmp_path / "other", ("--listen", "127.0.0.1:0", "--zone", "az1", "--cluster", cluster.url)
+    done = cluster.run("storage-node", "--data", str(data), *fresh, "--scrub-rate", "fast", check=False, timeout=60)
+    assert done.returncode != 0 and "--scrub-rate" in done.stderr
+    cluster.nodes[0].stop()
+    cluster.nodes[0] = cluster.start_node(0, "--scrub-rate", "0")
+    cluster.nodes[0].wait_ready()
+    eventually("it was asked", lambda: [node["quarantined"] for node in cluster.status()["nodes"]] == [0])
+    assert [node["scrub"] for node in cluster.status()["nodes"]] == [None]
+    text = cluster.run("cluster", "status", "--cluster", cluster.url).stdout
+    assert "verified" in text and " off" in text
+
+
+# Nodes that are gone for good.
+
+
+def node_id(cluster, index):
+    """The id of a storage node."""
+    (found,) = (node["id"] for node in cluster.status()["nodes"] if node["address"] == cluster.nodes[index].address)
+    return found
+
+
+def test_a_node_with_a_new_disk_takes_the_place_of_the_old_one_at_its_address(loaded):
+    old, address = node_id(loaded, 0), loaded.nodes[0].address
+    (path,) = segments(loaded, 0)
+    good = path.read_bytes()
+    loaded.nodes[0].kill()
+    shutil.rmtree(path.parents[1])
+    refused_node = loaded.start_node(0, "--listen", address)
+    assert refused_node.process.wait(60) != 0
+    assert "IN_USE" in refused_node.log_tail() and f"remove-node --cluster URL {old}" in refused_node.log_tail()
+    loaded.run("cluster", "remove-node", "--cluster", loaded.url, old)
+    loaded.nodes[0] = loaded.start_node(0, "--listen", address)
+    loaded.nodes[0].wait_ready()
+    eventually("the replica is back", lambda: path.exists() and path.read_bytes() == good)
+    eventually("the status says so", lambda: loaded.status()["under_replicated"] == 0)
+    assert node_id(loaded, 0) != old and len(loaded.status()["nodes"]) == 3
+    # The coordinator is the same as before, and still the writer.
+    ask(loaded, "insert into big values (0, '')")
+    for node in loaded.nodes[1:]:
+        node.kill()
+    assert ask(loaded, "select count(*), sum(id) from big") == [(ROWS + 1, SUM)]
+
+
+def test_a_node_is_not_removed_while_it_answers_or_is_needed(start):
+    cluster = start(nodes=2, copies=2)
+    ask(cluster, MAKE)
+    first, second = node_id(cluster, 0), node_id(cluster, 1)
+
+    def remove(node, *options):
+        return cluster.run("cluster", "remove-node", "--cluster", cluster.url, node, *options, check=False, timeout=60)
+
+    done = remove(first)
+    assert done.returncode != 0 and "IN_USE" in done.stderr and cluster.nodes[0].address in done.stderr
+    for node in cluster.nodes:
+        node.kill()
+    done = remove(first)
+    assert done.returncode != 0 and "TOO_FEW_REPLICAS" in done.stderr and "public.big" in done.stderr
+    done = remove("00000000-0000-0000-0000-000000000000")
+    assert done.returncode != 0 and "NODE_NOT_FOUND" in done.stderr
+    assert remove("nobody").returncode != 0
+    done = remove(first, "--force")
+    assert done.returncode == 0 and first in done.stdout and "public.big" in done.stderr
+    eventually("the coordinator knows", lambda: len(cluster.status()["nodes"]) == 1)
+    # Both come back with what they had: nothing was lost.
+    for index in (0, 1):
+        cluster.restart_node(index)
+    eventually("both have a replica again", lambda: cluster.status()["under_replicated"] == 0)
+    assert {first, second} == {node["id"] for node in cluster.status()["nodes"]}
+    assert ask(cluster, ALL) == [ANSWER]
+
+
+def test_logs_in_a_file_name_the_causes_and_have_no_colours(loaded):
+    loaded.nodes[0].kill()
+    assert ask(loaded, ALL) == [ANSWER]
+    loaded.coordinator.kill()
+    loaded.start_coordinator()
+    log = loaded.coordinator.log_tail()
+    assert "does not answer" in log and "Connection refused" in log
+    assert "\x1b" not in loaded.logs()
 
 
 # Loads and scans that are cut short.

@@ -212,6 +212,102 @@ fn unsafe_quorums_and_clusters_that_exist_are_refused() {
     fails(&["cluster", "init", "--cluster", "ftp://host/x"], &["file://", "s3://"]);
 }
 
+/// The cells of the row of a status that names an address.
+#[track_caller]
+fn cells(status: &str, address: &str) -> Vec<String> {
+    let row = status.lines().find(|line| line.contains(address)).unwrap_or_else(|| panic!("{address}: {status}"));
+    row.split_whitespace().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_node_whose_disk_was_replaced_comes_back_at_its_address_once_the_old_one_is_removed() {
+    let mut cluster = Processes::start(3, "3");
+    cluster.sql("CREATE TABLE t AS SELECT value AS n FROM generate_series(1, 1000)");
+    let address = cluster.nodes[0].url.strip_prefix("grpc://").unwrap().to_owned();
+    let status = || succeeds(&["cluster", "status", "--cluster", &cluster.cluster]);
+    let old = cells(&status(), &address)[0].clone();
+    let remove = ["cluster", "remove-node", "--cluster", &cluster.cluster, &old];
+    fails(&remove, &["IN_USE", &old, "still answers", &address, "--force"]);
+
+    cluster.nodes[0].kill();
+    std::fs::remove_dir_all(cluster.dir.path().join("node0")).unwrap();
+    let data = cluster.dir.path().join("node0").display().to_string();
+    let node = ["storage-node", "--cluster", &cluster.cluster, "--data", &data, "--zone", "az1", "--listen", &address];
+    fails(&node, &["IN_USE", &old, &format!("remove-node --cluster URL {old}")]);
+    let told = succeeds(&remove);
+    assert!(told.contains(&old) && told.contains("start 1 more storage node"), "{told}");
+    fails(&remove, &["NODE_NOT_FOUND", &old]);
+
+    let _node = Server::start(&node);
+    let repaired = || status().lines().any(|line| line.starts_with("under-replicated") && line.ends_with(" 0"));
+    let mut looks = 0;
+    while !repaired() {
+        looks += 1;
+        assert!(looks < 200, "{}", status());
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    // The copies that were there all along go: the new node answers alone.
+    for node in &mut cluster.nodes[1..] {
+        let _ = node.child.kill();
+        let _ = node.child.wait();
+    }
+    let sum = succeeds(&["sql", "--url", &cluster.coordinator.url, "--format", "csv", "-c", "SELECT sum(n) FROM t"]);
+    assert_eq!(last_line(&sum), "500500");
+}
+
+#[test]
+fn the_last_replicas_are_given_up_only_by_force_and_come_back_with_their_node() {
+    let mut cluster = Processes::start(2, "1");
+    cluster.sql("CREATE TABLE t AS SELECT value AS n FROM generate_series(1, 1000)");
+    let status = succeeds(&["cluster", "status", "--cluster", &cluster.cluster]);
+    let row = |index: usize| cells(&status, cluster.nodes[index].url.strip_prefix("grpc://").unwrap());
+    // Id, zone, address, alive, replicas.
+    let holder = (0..2).find(|index| row(*index)[4] == "1").unwrap();
+    let id = row(holder)[0].clone();
+    cluster.nodes[holder].kill();
+    let remove = ["cluster", "remove-node", "--cluster", &cluster.cluster, &id];
+    fails(&remove, &["TOO_FEW_REPLICAS", "public.t", "none of 1 segment", "--force"]);
+    let output = aubade(&[&remove[..], &["--force"]].concat());
+    assert!(output.status.success() && String::from_utf8_lossy(&output.stderr).contains("1 segment of public.t"));
+    let query = ["sql", "--url", &cluster.coordinator.url, "--format", "csv", "-c", "SELECT sum(n) FROM t"];
+    // The coordinator sees within a second that the node is gone.
+    fails(&query, &["SEGMENT_UNAVAILABLE", &id]);
+    let _node = start_node(cluster.dir.path(), &cluster.cluster, holder);
+    let mut tries = 0;
+    while !aubade(&query).status.success() {
+        tries += 1;
+        assert!(tries < 100, "the node came back with the only replica");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn logs_that_go_to_a_file_have_no_colours_and_name_causes() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = format!("file://{}", dir.path().display());
+    succeeds(&["cluster", "init", "--cluster", &cluster, "--copies", "1"]);
+    let status = ["cluster", "status", "--cluster", &cluster];
+    let node = start_node(dir.path(), &cluster, 0);
+    let output = Command::new(AUBADE).args(status).env("RUST_LOG", "trace").env_remove("NO_COLOR").output().unwrap();
+    let logs = String::from_utf8(output.stderr).unwrap();
+    assert!(logs.contains("TRACE") && !logs.contains('\u{1b}'), "{logs}");
+    drop(node);
+    let log = std::fs::File::create(dir.path().join("log")).unwrap();
+    let mut serve = Command::new(AUBADE)
+        .args(["serve", "--cluster", &cluster, "--listen", "127.0.0.1:0"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let ready = BufReader::new(serve.stdout.take().unwrap()).lines().next().unwrap().unwrap();
+    serve.kill().unwrap();
+    serve.wait().unwrap();
+    assert!(ready.starts_with("listening on"), "{ready}");
+    let logs = std::fs::read_to_string(dir.path().join("log")).unwrap();
+    assert!(logs.contains("does not answer") && logs.contains("Connection refused"), "{logs}");
+}
+
 #[test]
 fn a_taken_port_and_foreign_or_busy_folders_are_refused() {
     let cluster = Processes::start(1, "1");

@@ -62,7 +62,7 @@ async fn a_flipped_byte_is_found_answered_from_another_replica_and_repaired() {
 async fn a_corrupt_replica_is_reported_and_replaced() {
     let cluster = TestCluster::start(3, 3).await;
     load_numbers(&cluster.engine, 50_000, 1).await;
-    for node in &cluster.nodes {
+    for (index, node) in cluster.nodes.iter().enumerate() {
         let path = node.segment_files().remove(0);
         let good = std::fs::read(&path).unwrap();
         let mut bytes = good.clone();
@@ -85,14 +85,7 @@ async fn a_corrupt_replica_is_reported_and_replaced() {
         };
         assert_eq!(read.unwrap_err().code(), ErrorCode::SegmentCorrupt);
         cluster.wait_for("the repair of a corrupt replica", |status| status.under_replicated == 0).await;
-        let clock = Arc::clone(&cluster.environment.clock);
-        let repaired = async {
-            while node.segment_files().first().is_none_or(|path| std::fs::read(path).unwrap() != good) {
-                clock.sleep(std::time::Duration::from_millis(50)).await;
-            }
-        };
-        let limit = std::time::Duration::from_secs(30);
-        aubade_environment::clock::timeout(clock.as_ref(), limit, repaired).await.expect("the right bytes are back");
+        cluster.wait_for_file(index, &good).await;
     }
     assert_eq!(number(&cluster.engine, "SELECT sum(n) FROM numbers").await, 49_999 * 50_000 / 2);
 }

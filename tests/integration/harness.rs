@@ -57,6 +57,9 @@ pub struct TestCluster {
     pub store: Arc<dyn ManifestStore>,
     pub engine: Engine,
     pub nodes: Vec<TestNode>,
+    /// What nodes that are started from now on may read per second to verify their segments. At first 0, so that
+    /// damage is found by those who the test says find it.
+    pub scrub_bytes_per_second: u64,
     cluster_id: ClusterId,
     dir: TempDir,
 }
@@ -83,20 +86,48 @@ impl TestCluster {
         let mut started = Vec::new();
         for index in 0..nodes {
             let path = dir.path().join(format!("node{index}"));
-            started.push(start_node(&environment, &manifest, cluster_id, &path, index).await);
+            started.push(start_node(&environment, &manifest, cluster_id, &path, index, 0).await);
         }
         let engine =
             Engine::open_with_store(environment.clone(), coordinator_store, EngineOptions::default()).await.unwrap();
-        Self { environment, store, engine, nodes: started, cluster_id, dir }
+        Self { environment, store, engine, nodes: started, scrub_bytes_per_second: 0, cluster_id, dir }
     }
 
     /// Brings a killed node back, at another address.
     pub async fn restart_node(&mut self, index: usize) {
-        let manifest = Manifest::open(self.environment.clone(), Arc::clone(&self.store)).await.unwrap();
-        let path = self.dir.path().join(format!("node{index}"));
         self.nodes.remove(index).node.shutdown(Duration::ZERO).await;
-        let node = start_node(&self.environment, &manifest, self.cluster_id, &path, index).await;
+        let node = self.start_node(index).await;
         self.nodes.insert(index, node);
+    }
+
+    /// Adds a node with an empty folder.
+    pub async fn add_node(&mut self) {
+        let node = self.start_node(self.nodes.len()).await;
+        self.nodes.push(node);
+    }
+
+    async fn start_node(&self, index: usize) -> TestNode {
+        let manifest = self.manifest().await;
+        let path = self.dir.path().join(format!("node{index}"));
+        let rate = self.scrub_bytes_per_second;
+        start_node(&self.environment, &manifest, self.cluster_id, &path, index, rate).await
+    }
+
+    /// The manifest, as another process sees it.
+    pub async fn manifest(&self) -> Manifest {
+        Manifest::open(self.environment.clone(), Arc::clone(&self.store)).await.unwrap()
+    }
+
+    /// The one replica of a node, once it has one; fails the test after 30 s.
+    pub async fn wait_for_file(&self, index: usize, content: &[u8]) {
+        let clock = Arc::clone(&self.environment.clock);
+        let poll = async {
+            while self.nodes[index].segment_files().first().is_none_or(|path| std::fs::read(path).unwrap() != content) {
+                clock.sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let done = aubade_environment::clock::timeout(clock.as_ref(), Duration::from_secs(30), poll).await;
+        assert!(done.is_some(), "node {index} did not get the right bytes: {:?}", self.nodes[index].node.info());
     }
 
     /// Replaces the coordinator, as after a crash of the old one.
@@ -125,11 +156,13 @@ async fn start_node(
     cluster_id: ClusterId,
     dir: &Path,
     index: usize,
+    scrub_bytes_per_second: u64,
 ) -> TestNode {
     let files = FaultyFiles::new(Arc::new(SystemFiles));
     let node_environment = environment.clone().with_files(Arc::new(files.clone()));
     let zone = format!("az{}", index % 3 + 1);
-    let options = StorageNodeOptions::new(dir.to_path_buf(), zone.clone());
+    let options =
+        StorageNodeOptions { scrub_bytes_per_second, ..StorageNodeOptions::new(dir.to_path_buf(), zone.clone()) };
     let node = StorageNode::open(node_environment, cluster_id, options).await.unwrap();
     let listener = environment.network.listen("127.0.0.1:0").await.unwrap();
     let address = listener.local_address().unwrap().to_string();

@@ -8,4 +8,5 @@ mod cluster;
 mod embedded;
 mod faults;
 mod harness;
+mod repair;
 mod tpch;

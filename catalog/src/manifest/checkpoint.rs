@@ -26,7 +26,9 @@ impl Manifest {
         }
         match self.write_checkpoint(&head).await {
             Ok(()) => tracing::debug!(version, "wrote a checkpoint of the manifest"),
-            Err(error) => tracing::warn!(version, %error, "no checkpoint of the manifest could be written"),
+            Err(error) => {
+                tracing::warn!(version, error = %error.chain(), "no checkpoint of the manifest could be written")
+            }
         }
     }
 

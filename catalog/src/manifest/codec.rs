@@ -54,6 +54,7 @@ fn encode_action(action: &Action) -> Result<WireAction> {
         Action::RemoveReplica { segment, node } => {
             WireAction::RemoveReplica(wire::RemoveReplica { segment_id: segment.to_wire(), node_id: node.to_wire() })
         }
+        Action::RemoveNode(node) => WireAction::RemoveNode(wire::RemoveNode { node_id: node.to_wire() }),
     })
 }
 
@@ -143,6 +144,7 @@ fn decode_action(
             segment: SegmentId::from_wire(&replica.segment_id, "remove_replica.segment_id")?,
             node: NodeId::from_wire(&replica.node_id, "remove_replica.node_id")?,
         },
+        WireAction::RemoveNode(node) => Action::RemoveNode(NodeId::from_wire(&node.node_id, "remove_node.node_id")?),
     })
 }
 

@@ -19,14 +19,36 @@ pub(super) struct Discovered {
     pub(super) checkpoint_version: u64,
 }
 
+/// Times that the store is listed anew, where objects go away while they are read: others write
+/// checkpoints and collect what lies below them.
+const DISCOVERIES_MAX: usize = 5;
+
 /// Lists the store and replays the versions since the newest checkpoint that can be read; one that
 /// cannot is passed over for an older one, and in the end for version 1.
 ///
 /// # Errors
 /// `ClusterNotFound`, `ManifestCorrupt`, `StoreUnavailable`.
 pub(super) async fn discover(store: &dyn ManifestStore) -> Result<Discovered> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let mut checkpoints = Vec::new();
+        match discover_once(store, &mut checkpoints).await {
+            Err(error) if error.code() == ErrorCode::ManifestCorrupt && tries < DISCOVERIES_MAX => {
+                // Not corrupt, only overtaken?
+                if store.list(names::CHECKPOINTS).await? == checkpoints {
+                    return Err(error);
+                }
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Leaves the names of the checkpoints that it chose from in `checkpoints`.
+async fn discover_once(store: &dyn ManifestStore, checkpoints: &mut Vec<String>) -> Result<Discovered> {
     let newest = newest_version(store, names::VERSIONS).await?;
-    let checkpoints = store.list(names::CHECKPOINTS).await?;
+    *checkpoints = store.list(names::CHECKPOINTS).await?;
     let Some(newest) = newest else {
         if !checkpoints.is_empty() {
             let message = format!("{} has checkpoints of a manifest and no versions", store.location());
@@ -41,7 +63,7 @@ pub(super) async fn discover(store: &dyn ManifestStore) -> Result<Discovered> {
         match from_checkpoint(store, version, newest).await {
             Ok(head) => return Ok(Discovered { head, checkpoint_version: version.0 }),
             Err(error) if error.code() == ErrorCode::ManifestCorrupt => {
-                tracing::warn!(%error, checkpoint = version.0, "a checkpoint is passed over");
+                tracing::warn!(error = %error.chain(), checkpoint = version.0, "a checkpoint is passed over");
                 first_error.get_or_insert(error);
             }
             Err(error) => return Err(error),

@@ -2,11 +2,21 @@
 
 use aubade_proto::{Epoch, Result, TransactionId, Version};
 
-use super::head::{Head, history_of};
-use super::{Manifest, names};
+use super::head::{Head, Mark, history_of};
+use super::{HISTORY_MAX, Manifest, names};
 
 /// Objects read to look back at most; each names 64 transactions.
 const LOOK_BACK_MAX: usize = 1_000;
+
+/// Of the versions that are collected, every one whose number is a multiple of this stays for a long
+/// while, so that the transactions of all can be looked up: a version names those of the 64 up to it.
+const MILESTONE_INTERVAL: u64 = 32;
+const _: () = assert!(MILESTONE_INTERVAL as usize * 2 <= HISTORY_MAX, "a milestone names the one before it");
+
+/// Whether a version is one of those that stay longer than others.
+pub(super) fn is_milestone(version: Version) -> bool {
+    version.0.is_multiple_of(MILESTONE_INTERVAL)
+}
 
 impl Manifest {
     /// Whether a transaction was committed: `Some(true)` yes; `Some(false)` no and it never will be
@@ -31,7 +41,8 @@ impl Manifest {
         let tried = self.attempts.lock().version_of(transaction);
         self.refresh().await?;
         let head = self.head();
-        let in_chain = self.is_in_chain(&head, transaction, Version(1)).await?;
+        // What this handle tried last cannot be an older version: that name was seen to be another's.
+        let in_chain = self.is_in_chain(&head, transaction, tried.unwrap_or(Version(1))).await?;
         if in_chain != Some(false) {
             return Ok(in_chain);
         }
@@ -52,22 +63,25 @@ impl Manifest {
         if head.mark(transaction).is_some() {
             return Ok(Some(true));
         }
-        let Some(mut oldest) = head.oldest_mark() else { return Ok(Some(false)) };
+        let mut history = head.history.clone();
         for _ in 0..LOOK_BACK_MAX {
-            if oldest.version <= down_to {
-                return Ok(Some(false));
+            match history.front() {
+                None => return Ok(Some(false)),
+                Some(oldest) if oldest.version <= down_to => return Ok(Some(false)),
+                Some(_) => {}
             }
-            let Some(object) = self.store.get(&names::version(oldest.version)).await? else { return Ok(None) };
-            let history = history_of(oldest.version, &object)?;
-            if history.back() != Some(&oldest) {
+            // The oldest one that was not collected. The last one is where the walk stands.
+            let stays = |mark: &&Mark| mark.version > head.gc_floor || is_milestone(mark.version);
+            let Some(next) = history.iter().take(history.len().saturating_sub(1)).find(stays).copied() else {
+                return Ok(None);
+            };
+            let Some(object) = self.store.get(&names::version(next.version)).await? else { return Ok(None) };
+            history = history_of(next.version, &object)?;
+            if history.back() != Some(&next) {
                 return Ok(None);
             }
             if history.iter().any(|mark| mark.transaction == transaction) {
                 return Ok(Some(true));
-            }
-            match history.front() {
-                Some(mark) if mark.version < oldest.version => oldest = *mark,
-                _ => return Ok(None),
             }
         }
         Ok(None)

@@ -10,6 +10,7 @@ use prost::Message;
 use uuid::Uuid;
 
 use super::codec::{decode_actions, decode_mark, decode_sha256, encode_actions, encode_mark};
+use super::commit::Change;
 use super::frame::{Framed, Kind, unwrap, wrap};
 use super::{HISTORY_MAX, names};
 use crate::action::Action;
@@ -32,7 +33,8 @@ pub(super) struct Head {
     sha256: Option<[u8; 32]>,
     /// The last transactions, newest last.
     pub(super) history: VecDeque<Mark>,
-    gc_floor: Version,
+    /// Names of versions at or below it may have been collected, and are never used again.
+    pub(super) gc_floor: Version,
 }
 
 /// A version that is ready to be created.
@@ -79,11 +81,6 @@ impl Head {
         self.history.iter().rev().find(|mark| mark.transaction == transaction).copied()
     }
 
-    /// The oldest transaction that the history still names.
-    pub(super) fn oldest_mark(&self) -> Option<Mark> {
-        self.history.front().copied()
-    }
-
     fn history_with(&self, mark: Mark) -> VecDeque<Mark> {
         let mut history = self.history.clone();
         history.push_back(mark);
@@ -93,13 +90,17 @@ impl Head {
         history
     }
 
-    /// The next version, made of `actions`.
+    /// The next version, made of `change`.
     ///
     /// # Errors
     /// Those of [`Snapshot::apply`].
-    pub(super) fn prepare(&self, transaction: TransactionId, writer: Uuid, actions: &[Action]) -> Result<Prepared> {
+    pub(super) fn prepare(&self, transaction: TransactionId, writer: Uuid, change: &Change) -> Result<Prepared> {
         let version = self.version().next();
-        let snapshot = Arc::new(self.snapshot.apply(version, actions)?);
+        let snapshot = Arc::new(self.snapshot.apply(version, &change.actions)?);
+        let gc_floor = self.gc_floor.max(change.gc_floor);
+        if gc_floor >= version {
+            return Err(Error::internal(format!("collection floor {gc_floor} does not fit version {version}")));
+        }
         let history = self.history_with(Mark { epoch: snapshot.epoch, transaction, version });
         let message = wire::VersionObject {
             cluster_id: snapshot.cluster_id.to_wire(),
@@ -110,11 +111,11 @@ impl Head {
             writer_id: Bytes::copy_from_slice(writer.as_bytes()),
             transaction_id: transaction.to_wire(),
             history: history.iter().map(encode_mark).collect(),
-            gc_floor: self.gc_floor.0,
-            actions: encode_actions(actions)?,
+            gc_floor: gc_floor.0,
+            actions: encode_actions(&change.actions)?,
         };
         let (object, sha256) = wrap(Kind::Version, &message.encode_to_vec());
-        let head = Self { snapshot, sha256: Some(sha256), history, gc_floor: self.gc_floor };
+        let head = Self { snapshot, sha256: Some(sha256), history, gc_floor };
         Ok(Prepared { head, name: names::version(version), object })
     }
 
@@ -199,6 +200,7 @@ impl Head {
         check(snapshot.cluster_id == cluster && snapshot.epoch.0 == message.epoch, || {
             "its cluster or epoch is not that of its actions".to_owned()
         })?;
+        check(message.gc_floor < version.0, || format!("its collection floor {} is out of range", message.gc_floor))?;
         Ok(Self {
             snapshot: Arc::new(snapshot),
             sha256: Some(decode_sha256(&message.version_sha256, "version_sha256")?),

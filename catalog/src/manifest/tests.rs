@@ -2,43 +2,16 @@
 //! reported as lost, and one that is not is never reported as committed. Method: a store with a
 //! script, and a clock that runs as fast as somebody waits.
 
-use std::sync::atomic::AtomicU64;
-
-use aubade_environment::Clock;
 use aubade_proto::{NodeId, RelationId, Version};
-use futures::future::BoxFuture;
 
 use super::*;
 use crate::action::{RelationDefinition, RelationKind};
+use crate::fast_clock::environment;
 use crate::snapshot::{NodeEntry, RelationName};
 use crate::store::{MemoryStore, PutScript, ScriptedStore};
 
-/// Sleeping takes no time, and moves the time.
-#[derive(Debug, Default)]
-struct FastClock(Arc<AtomicU64>);
-
-impl Clock for FastClock {
-    fn now(&self) -> Duration {
-        Duration::from_micros(self.0.load(std::sync::atomic::Ordering::SeqCst))
-    }
-
-    fn unix_millis(&self) -> u64 {
-        1_700_000_000_000
-    }
-
-    fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
-        let now = Arc::clone(&self.0);
-        Box::pin(async move {
-            // Whoever races with this sleep gets its turn first.
-            tokio::task::yield_now().await;
-            now.fetch_add(u64::try_from(duration.as_micros()).unwrap(), std::sync::atomic::Ordering::SeqCst);
-        })
-    }
-}
-
-fn environment() -> Environment {
-    Environment { clock: Arc::new(FastClock::default()), ..Environment::system() }
-}
+mod collection;
+mod patience;
 
 struct Fixture {
     memory: MemoryStore,
@@ -210,6 +183,23 @@ async fn an_unknown_commit_that_lands_later_is_found_and_not_done_twice() {
     assert_eq!(manifest.find(transaction(1)).await.unwrap(), Some(true));
     assert_eq!(committed(&manifest, 1).await.version, Version(3));
     assert_eq!(times_in_chain(&memory, 1).await, 1);
+}
+
+/// Longer ago than the history of one version reaches.
+#[tokio::test]
+async fn an_unknown_commit_that_landed_is_not_done_twice_much_later() {
+    let Fixture { memory, store, manifest } = fixture().await;
+    store.script([PutScript::LostReply]);
+    store.fail_reads(usize::MAX);
+    unknown(&manifest, 1).await;
+    store.fail_reads(0);
+    for number in 2..=100 {
+        committed(&manifest, number).await;
+    }
+    // Applied twice it would be an error: the schema exists.
+    let again = committed(&manifest, 1).await;
+    assert_eq!(again.version, manifest.snapshot().version);
+    assert_eq!(open(&memory).await.snapshot().version, Version(2 + 100));
 }
 
 #[tokio::test]
@@ -451,4 +441,26 @@ async fn tables_and_their_statistics_survive_the_store() {
     let Commit::Committed(snapshot) = done else { panic!("{done:?}") };
     // The planner's summary is made on demand and is no part of the state.
     assert_eq!(format!("{:?}", open(&memory).await.snapshot()), format!("{snapshot:?}"));
+}
+
+#[tokio::test]
+async fn a_node_is_taken_out_without_taking_over_and_only_if_the_check_holds() {
+    let Fixture { memory, manifest, .. } = fixture().await;
+    manifest.commit(transaction(1), node(7)).await.unwrap();
+    let other = open(&memory).await;
+    let action = || vec![Action::RemoveNode(NodeId(Uuid::from_u128(7)))];
+    let refuse = |_: &Snapshot| Err(Error::new(ErrorCode::TooFewReplicas, "not now"));
+    let error = other.commit_if(transaction(2), action(), refuse).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::TooFewReplicas);
+    // The check sees what others committed since this process last looked.
+    committed(&manifest, 3).await;
+    let check = |state: &Snapshot| {
+        assert!(state.schemas.contains("s3") || state.version < manifest.snapshot().version);
+        Ok(())
+    };
+    let done = other.commit_if(transaction(4), action(), check).await.unwrap();
+    assert!(matches!(done, Commit::Committed(snapshot) if snapshot.nodes.is_empty()));
+    assert!(manifest.refresh().await.unwrap().nodes.is_empty());
+    // The coordinator goes on as the writer that it was.
+    committed(&manifest, 5).await;
 }

@@ -8,6 +8,7 @@ use aubade_proto::{Epoch, Error, ErrorCode, NodeId, RelationId, Result, SegmentI
 
 use super::{NodeEntry, Relation, RelationName, Snapshot, Table};
 use crate::action::{Action, AddSegments, RelationDefinition, RelationKind};
+use crate::removal::node_not_found;
 use crate::segment::SegmentEntry;
 use crate::statistics::SegmentStatistics;
 
@@ -63,8 +64,9 @@ impl Draft {
             Action::AddSegments(added) => self.add_segments(added),
             Action::AddReplica { segment, node } => self.edit_segment(*segment, |entry| add_replica(entry, *node)),
             Action::RemoveReplica { segment, node } => {
-                self.edit_segment(*segment, |entry| entry.holders.retain(|holder| holder != node))
+                self.edit_segment(*segment, |entry| remove_holder(&mut entry.holders, *node))
             }
+            Action::RemoveNode(node) => self.remove_node(*node),
         }
     }
 
@@ -82,10 +84,34 @@ impl Draft {
         if let Some(other) = twin {
             let message =
                 format!("node {} cannot use address {}: node {} is registered there", node.id, node.address, other.id);
-            return Err(Error::new(ErrorCode::InUse, message)
-                .hint("give each node an address of its own, or start the old node first if it has moved"));
+            let hint = format!(
+                "start node {} with its own --data folder; if it has moved, start it at its new address first; if its \
+                 data is gone for good, take it out with `aubade cluster remove-node --cluster URL {}` and start this \
+                 one again",
+                other.id, other.id
+            );
+            return Err(Error::new(ErrorCode::InUse, message).hint(hint));
         }
         self.next.nodes.insert(node.id, node.clone());
+        Ok(())
+    }
+
+    fn remove_node(&mut self, node: NodeId) -> Result<()> {
+        if self.next.nodes.remove(&node).is_none() {
+            return Err(node_not_found(node));
+        }
+        let named = |entry: &SegmentEntry| entry.intended.contains(&node) || entry.holders.contains(&node);
+        for relation in self.next.relations.values_mut() {
+            let Relation::Table(table) = relation else { continue };
+            // Tables that the node has nothing of stay shared with older versions.
+            if table.segments.iter().any(|segment| named(segment)) {
+                for segment in Arc::make_mut(table).segments.iter_mut().filter(|segment| named(segment)) {
+                    let entry = Arc::make_mut(segment);
+                    entry.intended.retain(|intended| *intended != node);
+                    remove_holder(&mut entry.holders, node);
+                }
+            }
+        }
         Ok(())
     }
 
@@ -216,6 +242,13 @@ fn add_replica(entry: &mut SegmentEntry, node: NodeId) {
     }
     if !entry.holders.contains(&node) {
         entry.holders.push(node);
+    }
+}
+
+/// Takes a node out of the holders, unless it is the last.
+fn remove_holder(holders: &mut Vec<NodeId>, node: NodeId) {
+    if holders.iter().any(|holder| *holder != node) {
+        holders.retain(|holder| *holder != node);
     }
 }
 

@@ -178,6 +178,45 @@ fn replicas_come_and_go() {
 }
 
 #[test]
+fn the_last_holder_stays_named_however_many_are_taken_out_at_once() {
+    let state = apply(&start(), &[table(1, "t"), add(1, &[10])]).unwrap();
+    let segment = SegmentId(Uuid::from_u128(10));
+    let mut actions: Vec<Action> = (2..=3).map(|index| Action::AddReplica { segment, node: node_id(index) }).collect();
+    actions.extend((1..=3).map(|index| Action::RemoveReplica { segment, node: node_id(index) }));
+    let state = apply(&state, &actions).unwrap();
+    assert_eq!(find(&state, "t").segments[0].holders, [node_id(3)]);
+    let again = apply(&state, &[Action::RemoveReplica { segment, node: node_id(3) }]).unwrap();
+    assert_eq!(find(&again, "t").segments[0].holders, [node_id(3)]);
+}
+
+#[test]
+fn a_removed_node_leaves_groups_and_holders_but_where_it_is_the_last() {
+    let nodes = [node(1, "a:1"), node(2, "b:1")];
+    let state = apply(&start(), &nodes).unwrap();
+    let state = apply(&state, &[table(1, "t"), add(1, &[10, 11]), table(2, "other")]).unwrap();
+    let both = Action::AddReplica { segment: SegmentId(Uuid::from_u128(10)), node: node_id(2) };
+    let state = apply(&state, &[both]).unwrap();
+    let after = apply(&state, &[Action::RemoveNode(node_id(1))]).unwrap();
+    assert_eq!(after.nodes.keys().copied().collect::<Vec<_>>(), [node_id(2)]);
+    let segments = &find(&after, "t").segments;
+    assert_eq!((&segments[0].holders[..], &segments[0].intended[..]), (&[node_id(2)][..], &[node_id(2)][..]));
+    assert_eq!((&segments[1].holders[..], after.replica_count(&segments[1])), (&[node_id(1)][..], 0));
+    assert!(Arc::ptr_eq(find(&state, "other"), find(&after, "other")), "what does not change is shared");
+    // Its address is free, and it may come back with what it still has.
+    let back = apply(&after, &[node(3, "a:1"), node(1, "c:1")]).unwrap();
+    assert_eq!(back.replica_count(&segments[1]), 1);
+    check_refused(&after, &[Action::RemoveNode(node_id(1))], ErrorCode::NodeNotFound, &node_id(1).to_string());
+}
+
+#[test]
+fn an_address_that_is_taken_says_how_to_take_the_old_node_out() {
+    let state = apply(&start(), &[node(1, "a:1")]).unwrap();
+    let error = apply(&state, &[node(3, "a:1")]).unwrap_err();
+    let hint = error.hint_text().unwrap();
+    assert!(hint.contains(&format!("aubade cluster remove-node --cluster URL {}", node_id(1))), "{hint}");
+}
+
+#[test]
 fn a_checkpoints_actions_make_the_same_state() {
     let actions = [
         node(1, "a:1"),

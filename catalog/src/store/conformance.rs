@@ -15,6 +15,7 @@ pub async fn check_all(store: &dyn ManifestStore) {
     absent_names_are_none(store).await;
     lists_are_sorted_and_keep_to_their_folder(store).await;
     deleting_is_idempotent(store).await;
+    many_are_deleted_and_others_stay(store).await;
     of_many_creators_one_wins(store).await;
 }
 
@@ -87,6 +88,21 @@ pub async fn deleting_is_idempotent(store: &dyn ManifestStore) {
     delete(store, "delete/one").await;
     assert_eq!(read(store, "delete/one").await, None);
     created(store, "delete/one", b"y").await;
+}
+
+/// More than one page of them, and some that are not there.
+pub async fn many_are_deleted_and_others_stay(store: &dyn ManifestStore) {
+    let names: Vec<String> = (0..1_100).map(|number| format!("many/{number:04}")).collect();
+    for name in names.iter().filter(|name| !name.ends_with('7')) {
+        created(store, name, b"x").await;
+    }
+    created(store, "many/kept", b"x").await;
+    for _ in 0..2 {
+        if let Err(error) = store.delete_all(&names).await {
+            panic!("{error:?}");
+        }
+        assert_eq!(listed(store, "many").await, ["many/kept"]);
+    }
 }
 
 /// At the same time, with different bytes.

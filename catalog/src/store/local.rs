@@ -2,7 +2,7 @@
 //! before anybody acts on them.
 //!
 //! One machine only: the hard link that decides who was first is atomic on a local file system, not
-//! on every network one. A folder whose sync failed is not touched again by this handle, since the
+//! on every network one, so these are refused unless somebody vouches for them. A folder whose sync failed is not touched again by this handle, since the
 //! kernel forgets what it could not write and a second sync would wrongly succeed. Source: Rebello
 //! et al., "Can applications recover from fsync failures?" (2020).
 
@@ -20,6 +20,26 @@ use bytes::Bytes;
 
 use super::{ManifestStore, PutOutcome};
 
+/// The environment variable that, set to `1`, lets a folder be on a network file system.
+pub const ALLOW_NETWORK_FOLDER: &str = "AUBADE_ALLOW_NETWORK_FOLDER";
+
+/// What to do with a folder on a network file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NetworkFolders {
+    /// Such a folder is an error.
+    Refuse,
+    /// Somebody knows that hard links are atomic there and that a sync is one.
+    Allow,
+}
+
+impl NetworkFolders {
+    /// As the environment variable [`ALLOW_NETWORK_FOLDER`] says.
+    pub fn from_env() -> Self {
+        let allowed = std::env::var(ALLOW_NETWORK_FOLDER).is_ok_and(|value| matches!(value.trim(), "1" | "true"));
+        if allowed { Self::Allow } else { Self::Refuse }
+    }
+}
+
 /// Objects as files below one folder.
 #[derive(Clone, Debug)]
 pub struct LocalStore {
@@ -33,22 +53,39 @@ impl LocalStore {
     /// The store at `root`. The folder may be missing; the first object makes it.
     ///
     /// # Errors
-    /// `InvalidArgument` when `root` is no folder, `StoreUnavailable` when it cannot be read.
+    /// `InvalidArgument` when `root` is no folder, `StoreUnavailable` when it cannot be read,
+    /// `StoreUnsafe` when it is on a network file system and [`ALLOW_NETWORK_FOLDER`] is not set.
     pub async fn open(environment: &Environment, root: &Path) -> Result<Self> {
+        Self::open_with(environment, root, NetworkFolders::from_env()).await
+    }
+
+    /// As [`LocalStore::open`], without a look at the environment variable.
+    ///
+    /// # Errors
+    /// As [`LocalStore::open`].
+    pub async fn open_with(environment: &Environment, root: &Path, network: NetworkFolders) -> Result<Self> {
         let store = Self {
             environment: environment.clone(),
             root: root.to_path_buf(),
             sync_failed: Arc::new(AtomicBool::new(false)),
         };
         let folder = store.root.clone();
-        match store.blocking(move |files| files.list_files(&folder)).await? {
-            Ok(_) => Ok(store),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(store),
+        let look = move |files: &dyn FileSystem| (files.list_files(&folder), files.network_kind(&folder));
+        let (listed, network_kind) = store.blocking(look).await?;
+        match listed {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
                 let message = format!("{} is a file, not the folder of a cluster", root.display());
-                Err(Error::new(ErrorCode::InvalidArgument, message).hint("name a folder; it is made if it is missing"))
+                return Err(
+                    Error::new(ErrorCode::InvalidArgument, message).hint("name a folder; it is made if it is missing")
+                );
             }
-            Err(error) => Err(store.unavailable("open", &error).source(error)),
+            Err(error) => return Err(store.unavailable("open", &error).source(error)),
+        }
+        match network_kind {
+            Some(kind) if network == NetworkFolders::Refuse => Err(on_network(root, &kind)),
+            _ => Ok(store),
         }
     }
 
@@ -82,6 +119,16 @@ impl LocalStore {
             _ => error,
         }
     }
+}
+
+fn on_network(root: &Path, kind: &str) -> Error {
+    let message = format!(
+        "{} is on a network file system ({kind}), where two machines may both be told that they were first",
+        root.display()
+    );
+    Error::new(ErrorCode::StoreUnsafe, message).hint(format!(
+        "use a folder on a local disk, or s3://bucket/prefix; {ALLOW_NETWORK_FOLDER}=1 allows it for one whose hard links are atomic"
+    ))
 }
 
 /// What became of the file that a failed creation was about.
@@ -181,5 +228,39 @@ impl ManifestStore for LocalStore {
                 .context(ErrorCode::StoreUnavailable, || format!("cannot delete {name} in {}", self.root.display())),
             _ => Ok(()),
         }
+    }
+
+    async fn delete_all(&self, names: &[String]) -> Result<()> {
+        let paths: Vec<PathBuf> = names.iter().map(|name| self.path(name)).collect();
+        // Not synced: a name that comes back after a power cut is one that was not deleted yet.
+        let remove = move |files: &dyn FileSystem| {
+            paths.iter().try_for_each(|path| match files.remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            })
+        };
+        self.blocking(remove).await?.context(ErrorCode::StoreUnavailable, || {
+            format!("cannot delete {} objects in {}", names.len(), self.root.display())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aubade_environment::{FaultyFiles, MemoryFiles};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_network_file_system_is_refused_unless_somebody_allows_it() {
+        let files = FaultyFiles::new(Arc::new(MemoryFiles::default())).on_network("nfs");
+        let environment = Environment::system().with_files(Arc::new(files));
+        let root = Path::new("/far/away/cluster");
+        let error = LocalStore::open_with(&environment, root, NetworkFolders::Refuse).await.unwrap_err();
+        assert_eq!(error.code(), ErrorCode::StoreUnsafe);
+        assert!(error.message().contains("/far/away/cluster") && error.message().contains("nfs"), "{error}");
+        assert!(error.hint_text().is_some_and(|hint| hint.contains(ALLOW_NETWORK_FOLDER)), "{error}");
+        let store = LocalStore::open_with(&environment, root, NetworkFolders::Allow).await.unwrap();
+        assert!(matches!(store.create("m/1", Bytes::from_static(b"x")).await, PutOutcome::Created));
     }
 }

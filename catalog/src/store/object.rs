@@ -2,23 +2,17 @@
 //! create objects in only if they are absent.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
-use aubade_proto::{Error, ErrorCode, Result, ResultExt};
+use aubade_proto::{Error, ErrorCode, Result};
 use bytes::Bytes;
-use futures::TryStreamExt;
-use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
+use futures::{StreamExt, TryStreamExt, stream};
+use object_store::aws::AmazonS3Builder;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig};
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
-use super::{ManifestStore, PutOutcome};
-
-/// Attempts after the first to read, list or delete; creating is never tried again down here.
-const READ_RETRIES: usize = 3;
-
-/// Time for all attempts of one read.
-const READ_TIMEOUT: Duration = Duration::from_secs(20);
+use super::s3::{self, CREDENTIALS_HINT, Clients, refusal_in};
+use super::{ManifestStore, PutOutcome, UNSAFE_HINT};
 
 /// Objects below one prefix of an object store.
 #[derive(Clone, Debug)]
@@ -40,17 +34,9 @@ impl ObjectManifestStore {
     /// and endpoint of the environment variables that the `object_store` crate knows (`AWS_...`).
     ///
     /// # Errors
-    /// `InvalidArgument` when the settings make no client.
+    /// `InvalidArgument` that names the variable, when the settings make no client.
     pub fn s3(location: &str, bucket: &str, prefix: Path) -> Result<Self> {
-        let client = |retry: RetryConfig| -> Result<Arc<dyn ObjectStore>> {
-            let builder = AmazonS3Builder::from_env().with_bucket_name(bucket).with_retry(retry);
-            let built = builder.with_conditional_put(S3ConditionalPut::ETagMatch).build();
-            let built = built.context(ErrorCode::InvalidArgument, || format!("cannot make a client for {location}"))?;
-            Ok(Arc::new(built))
-        };
-        let creating = client(RetryConfig { max_retries: 0, ..RetryConfig::default() })?;
-        let reading =
-            client(RetryConfig { max_retries: READ_RETRIES, retry_timeout: READ_TIMEOUT, ..RetryConfig::default() })?;
+        let Clients { creating, reading } = s3::clients(location, bucket, AmazonS3Builder::from_env())?;
         Ok(Self { location: location.to_owned(), prefix, creating, reading })
     }
 
@@ -59,24 +45,39 @@ impl ObjectManifestStore {
     }
 
     fn failed(&self, verb: &str, name: &str, error: object_store::Error) -> Error {
-        let code = code_of(&error);
+        let (code, hint) = match refusal_in(&error) {
+            Some(refusal) => refusal.meaning(),
+            None => meaning_of(&error),
+        };
         let failed = Error::new(code, format!("cannot {verb} {name} in {}", self.location)).source(error);
-        match code {
-            ErrorCode::PermissionDenied => {
-                failed.hint("check the credentials (AWS_... variables) and the policy of the bucket")
-            }
-            _ => failed,
-        }
+        if hint.is_empty() { failed } else { failed.hint(hint) }
     }
 }
 
-fn code_of(error: &object_store::Error) -> ErrorCode {
+/// Which error it is, and what to do about it.
+fn meaning_of(error: &object_store::Error) -> (ErrorCode, &'static str) {
     match error {
         object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
-            ErrorCode::PermissionDenied
+            (ErrorCode::PermissionDenied, CREDENTIALS_HINT)
         }
-        object_store::Error::NotSupported { .. } | object_store::Error::NotImplemented { .. } => ErrorCode::StoreUnsafe,
-        _ => ErrorCode::StoreUnavailable,
+        object_store::Error::NotSupported { .. } | object_store::Error::NotImplemented { .. } => {
+            (ErrorCode::StoreUnsafe, UNSAFE_HINT)
+        }
+        _ => (ErrorCode::StoreUnavailable, ""),
+    }
+}
+
+/// Whether nothing was made, and will not be.
+fn is_refused(error: &object_store::Error) -> bool {
+    match error {
+        object_store::Error::NotFound { .. }
+        | object_store::Error::InvalidPath { .. }
+        | object_store::Error::NotSupported { .. }
+        | object_store::Error::NotImplemented { .. }
+        | object_store::Error::PermissionDenied { .. }
+        | object_store::Error::Unauthenticated { .. }
+        | object_store::Error::UnknownConfigurationKey { .. } => true,
+        other => refusal_in(other).is_some(),
     }
 }
 
@@ -95,15 +96,7 @@ impl ManifestStore for ObjectManifestStore {
             Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
                 PutOutcome::AlreadyExists
             }
-            Err(
-                error @ (object_store::Error::NotFound { .. }
-                | object_store::Error::InvalidPath { .. }
-                | object_store::Error::NotSupported { .. }
-                | object_store::Error::NotImplemented { .. }
-                | object_store::Error::PermissionDenied { .. }
-                | object_store::Error::Unauthenticated { .. }
-                | object_store::Error::UnknownConfigurationKey { .. }),
-            ) => PutOutcome::Refused(self.failed("create", name, error)),
+            Err(error) if is_refused(&error) => PutOutcome::Refused(self.failed("create", name, error)),
             Err(error) => PutOutcome::Unknown(self.failed("create", name, error)),
         }
     }
@@ -139,5 +132,18 @@ impl ManifestStore for ObjectManifestStore {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(self.failed("delete", name, error)),
         }
+    }
+
+    async fn delete_all(&self, names: &[String]) -> Result<()> {
+        let paths: Vec<_> = names.iter().map(|name| Ok(self.path(name))).collect();
+        // The client sends a thousand names per request.
+        let mut deleted = self.reading.delete_stream(stream::iter(paths).boxed());
+        while let Some(result) = deleted.next().await {
+            match result {
+                Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => return Err(self.failed("delete", "old objects", error)),
+            }
+        }
+        Ok(())
     }
 }

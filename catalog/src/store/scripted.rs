@@ -175,4 +175,9 @@ impl ManifestStore for ScriptedStore {
         self.state.lock().deletes.push(name.to_owned());
         self.inner.delete(name).await
     }
+
+    async fn delete_all(&self, names: &[String]) -> Result<()> {
+        self.state.lock().deletes.extend_from_slice(names);
+        self.inner.delete_all(names).await
+    }
 }

@@ -1,20 +1,24 @@
-//! `aubade cluster`: make a cluster, or look at one.
+//! `aubade cluster`: make a cluster, look at one, or take a storage node out of it.
 
+mod remove_node;
+
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use aubade_catalog::{ClusterUrl, Manifest, Quorum, Snapshot};
-use aubade_engine::ClusterStatus;
+use aubade_engine::{ClusterStatus, ScrubStatus};
 use aubade_environment::Environment;
 use aubade_environment::clock::timeout;
-use aubade_proto::convert::encode_header;
+use aubade_proto::convert::{decode_node_info, encode_header};
 use aubade_proto::wire::storage::InfoRequest;
 use aubade_proto::wire::storage::storage_node_client::StorageNodeClient;
-use aubade_proto::{CallHeader, ClusterId, Error, ErrorCode, RequestId, Result, ResultExt};
+use aubade_proto::{CallHeader, ClusterId, Error, ErrorCode, NodeId, NodeInfo, RequestId, Result, ResultExt};
 use clap::{Args, Subcommand};
 use futures::future::join_all;
+use remove_node::RemoveNode;
 
 use crate::output::{self, Align, Grid};
-use crate::size::{ByteSize, grouped};
+use crate::size::{ByteSize, count, grouped};
 use crate::target::Target;
 use crate::{connect, interrupt};
 
@@ -27,6 +31,8 @@ pub(crate) enum Cluster {
     Init(Init),
     /// Show nodes, zones, replicas, tables, segments and the version of the manifest
     Status(Status),
+    /// Take a storage node that is gone for good out of the cluster
+    RemoveNode(RemoveNode),
 }
 
 impl Cluster {
@@ -34,6 +40,7 @@ impl Cluster {
         match self {
             Self::Init(init) => interrupt::until_shutdown(init.run(environment)).await,
             Self::Status(status) => interrupt::until_shutdown(status.run(environment)).await,
+            Self::RemoveNode(remove) => interrupt::until_shutdown(remove.run(environment)).await,
         }
     }
 }
@@ -111,15 +118,24 @@ async fn status_of_manifest(environment: &Environment, cluster: &str) -> Result<
     let store = ClusterUrl::parse(cluster)?.open(environment).await?;
     let snapshot = Manifest::open(environment.clone(), store).await?.snapshot();
     let mut status = ClusterStatus::from_snapshot(&snapshot);
-    let probes = status.nodes.iter().map(|node| is_alive(environment, &snapshot, &node.address));
-    let alive = join_all(probes).await;
-    for (node, alive) in status.nodes.iter_mut().zip(alive) {
-        node.alive = Some(alive);
+    let infos = ask_nodes(environment, &snapshot).await;
+    for node in &mut status.nodes {
+        node.told(node.id.parse().ok().and_then(|id| infos.get(&id)));
     }
     Ok(status)
 }
 
-async fn is_alive(environment: &Environment, snapshot: &Snapshot, address: &str) -> bool {
+/// What every node that answers says of itself.
+async fn ask_nodes(environment: &Environment, snapshot: &Snapshot) -> BTreeMap<NodeId, NodeInfo> {
+    let asked = snapshot.nodes.values().map(|node| async move {
+        let info = ask(environment, snapshot, &node.address).await?;
+        // Another node that answers at its address is not this one.
+        (info.node_id == node.id).then_some((node.id, info))
+    });
+    join_all(asked).await.into_iter().flatten().collect()
+}
+
+async fn ask(environment: &Environment, snapshot: &Snapshot, address: &str) -> Option<NodeInfo> {
     let header = CallHeader {
         request_id: RequestId(environment.new_uuid()),
         cluster_id: snapshot.cluster_id,
@@ -127,12 +143,10 @@ async fn is_alive(environment: &Environment, snapshot: &Snapshot, address: &str)
         snapshot_version: snapshot.version,
         timeout: PROBE_TIMEOUT,
     };
-    let Ok(channel) = connect::channel(environment, address) else {
-        return false;
-    };
-    let mut client = StorageNodeClient::new(channel);
+    let mut client = StorageNodeClient::new(connect::channel(environment, address).ok()?);
     let call = client.info(InfoRequest { header: Some(encode_header(&header)) });
-    matches!(timeout(environment.clock.as_ref(), PROBE_TIMEOUT, call).await, Some(Ok(_)))
+    let reply = timeout(environment.clock.as_ref(), PROBE_TIMEOUT, call).await?.ok()?;
+    decode_node_info(reply.get_ref()).ok()
 }
 
 fn render(status: &ClusterStatus) -> String {
@@ -143,6 +157,8 @@ fn render(status: &ClusterStatus) -> String {
         ("alive", Align::Left),
         ("replicas", Align::Right),
         ("bytes", Align::Right),
+        ("damaged", Align::Right),
+        ("verified", Align::Right),
     ]);
     for node in &status.nodes {
         let alive = match node.alive {
@@ -157,6 +173,12 @@ fn render(status: &ClusterStatus) -> String {
             alive.to_owned(),
             grouped(node.replicas as u64),
             ByteSize(node.bytes).to_string(),
+            node.quarantined.map_or_else(|| "unknown".to_owned(), |count| grouped(count as u64)),
+            match (node.quarantined, &node.scrub) {
+                (None, _) => "unknown".to_owned(),
+                (Some(_), None) => "off".to_owned(),
+                (Some(_), Some(scrub)) => verified(scrub),
+            },
         ]);
     }
     let mut tables = Grid::new(&[
@@ -194,9 +216,31 @@ fn render(status: &ClusterStatus) -> String {
     )
 }
 
+/// How far a node has come: rounds over all its segments, and the part of the one under way.
+fn verified(scrub: &ScrubStatus) -> String {
+    let rounds = count(scrub.rounds, "round");
+    if scrub.round_bytes == 0 {
+        return rounds;
+    }
+    // Segments come and go while a round is under way.
+    let percent = u128::from(scrub.round_bytes) * 100 / u128::from(scrub.held_bytes.max(1));
+    let part = format!("{} %", percent.min(99));
+    if scrub.rounds == 0 { part } else { format!("{rounds}, {part}") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_progress_of_verification_is_short() {
+        let status = |rounds, round_bytes| ScrubStatus { rounds, round_bytes, held_bytes: 200, damaged: 0 };
+        for (rounds, round_bytes, text) in
+            [(0, 0, "0 rounds"), (0, 50, "25 %"), (1, 0, "1 round"), (2, 199, "2 rounds, 99 %"), (0, 900, "99 %")]
+        {
+            assert_eq!(verified(&status(rounds, round_bytes)), text);
+        }
+    }
 
     #[test]
     fn quorums_are_filled_in_and_checked() {

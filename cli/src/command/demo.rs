@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use crate::benchmark::{self, elapsed};
 use crate::command::serve::RunningFlight;
-use crate::command::storage_node::{RunningNode, register};
+use crate::command::storage_node::RunningNode;
 use crate::command::tpch::{Selection, loaded_scale};
 use crate::output::{self, Format};
 use crate::shell::Shell;
@@ -210,7 +210,7 @@ impl DemoCluster {
             let running = RunningNode::start(node, listener);
             let entry = running.entry(address);
             self.nodes.push(running);
-            register(environment, &manifest, entry).await?;
+            manifest.register(&entry).await?;
         }
         let listener = connect::listen(environment, demo.listen.as_deref().unwrap_or(ANY_PORT)).await?;
         let address = connect::local_address(listener.as_ref())?;

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aubade_catalog::{Action, ClusterUrl, Commit, Manifest, NodeEntry};
+use aubade_catalog::{ClusterUrl, Manifest, NodeEntry};
 use aubade_environment::{Environment, Listener, TaskGroup};
-use aubade_proto::{Error, ErrorCode, Result, Retry, TransactionId};
+use aubade_proto::{Error, ErrorCode, Result};
 use aubade_storage_node::{StorageNode, StorageNodeOptions};
 use clap::Args;
 
@@ -14,9 +14,6 @@ use crate::{connect, interrupt, output};
 
 /// Time for running scans to end when the node is asked to stop.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
-/// Tries to enter the manifest, and the pause between them.
-const REGISTER_TRIES_MAX: u32 = 10;
-const REGISTER_PAUSE: Duration = Duration::from_millis(300);
 
 /// Run a storage node until Ctrl-C or SIGTERM.
 ///
@@ -55,6 +52,10 @@ pub(crate) struct StorageNodeCommand {
     /// Scans that run at a time; further ones are refused as busy [default: 64]
     #[arg(long, value_name = "SCANS")]
     concurrent_scans: Option<usize>,
+
+    /// Data per second that is read to verify stored segments in the background; 0: none [default: 16MiB]
+    #[arg(long, value_name = "SIZE")]
+    scrub_rate: Option<ByteSize>,
 }
 
 impl StorageNodeCommand {
@@ -77,7 +78,7 @@ impl StorageNodeCommand {
         let node = StorageNode::open(environment.clone(), manifest.snapshot().cluster_id, self.options()).await?;
         let running = RunningNode::start(node, listener);
         let joined = async {
-            register(&environment, &manifest, running.entry(address)).await?;
+            manifest.register(&running.entry(address)).await?;
             output::line(&format!("listening on grpc://{local}"))
         };
         let result = match interrupt::until_shutdown(joined).await {
@@ -93,6 +94,9 @@ impl StorageNodeCommand {
         options.cpu_threads = self.cpu_threads.unwrap_or(options.cpu_threads);
         if let Some(size) = self.scan_memory {
             options.scan_memory_bytes = usize::try_from(size.0).unwrap_or(usize::MAX);
+        }
+        if let Some(size) = self.scrub_rate {
+            options.scrub_bytes_per_second = size.0;
         }
         options.max_concurrent_scans = self.concurrent_scans.unwrap_or(options.max_concurrent_scans);
         options
@@ -113,7 +117,7 @@ impl RunningNode {
         let (served, group) = (node.clone(), tasks.clone());
         tasks.spawn_graceful(async move {
             if let Err(error) = aubade_storage_node::serve(served, listener, &group).await {
-                tracing::error!(%error, "the storage node's service ended");
+                tracing::error!(error = %error.chain(), "the storage node's service ended");
             }
         });
         Self { node, tasks }
@@ -129,29 +133,4 @@ impl RunningNode {
         self.node.shutdown(SHUTDOWN_GRACE).await;
         self.tasks.shutdown().await;
     }
-}
-
-/// Enters the node in the manifest, unless it is there as it is.
-pub(crate) async fn register(environment: &Environment, manifest: &Manifest, entry: NodeEntry) -> Result<()> {
-    let mut last = None;
-    for _ in 0..REGISTER_TRIES_MAX {
-        if manifest.refresh().await?.nodes.get(&entry.id) == Some(&entry) {
-            return Ok(());
-        }
-        let transaction = TransactionId(environment.new_uuid());
-        match manifest.commit(transaction, vec![Action::RegisterNode(entry.clone())]).await {
-            Ok(Commit::Committed(_)) => return Ok(()),
-            // The next look at the manifest tells whether it was committed.
-            Ok(Commit::Unknown(error)) => last = Some(error),
-            Err(error) if error.retry() == Retry::Later => last = Some(error),
-            Err(error) => return Err(error),
-        }
-        environment.clock.sleep(REGISTER_PAUSE).await;
-    }
-    let error = Error::new(ErrorCode::StoreUnavailable, format!("storage node {} cannot enter the manifest", entry.id))
-        .hint("check that the manifest's store can be written");
-    Err(match last {
-        Some(cause) => error.source(cause),
-        None => error,
-    })
 }

@@ -87,7 +87,7 @@ impl Remote {
         match self.action(QUERY_RECORD_ACTION, id.to_string()).await {
             Ok(record) => Some(record),
             Err(error) => {
-                tracing::debug!(%id, %error, "no query record");
+                tracing::debug!(%id, error = %error.chain(), "no query record");
                 None
             }
         }

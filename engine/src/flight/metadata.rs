@@ -69,7 +69,7 @@ async fn planned_schema(schema: &str, name: &str, session: &Session) -> SchemaRe
     match session.prepare(&sql).await {
         Ok(prepared) => prepared.schema,
         Err(error) => {
-            tracing::debug!(%schema, %name, %error, "a relation without a schema is listed");
+            tracing::debug!(%schema, %name, error = %error.chain(), "a relation without a schema is listed");
             Arc::new(Schema::empty())
         }
     }

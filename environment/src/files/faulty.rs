@@ -4,9 +4,13 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::{FileLock, FileSystem, ReadFile, WriteFile};
+
+/// EIO, the same number on every Unix.
+const DEVICE_ERROR: i32 = 5;
 
 /// What goes wrong from now on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,6 +22,8 @@ pub enum FileFault {
     DiskFull,
     /// Syncing a file or folder fails.
     SyncFails,
+    /// Reads fail as on a device with bad sectors.
+    ReadFails,
 }
 
 /// Another file system with a fault that can be switched while it runs.
@@ -25,12 +31,19 @@ pub enum FileFault {
 pub struct FaultyFiles {
     inner: Arc<dyn FileSystem>,
     fault: Arc<Mutex<FileFault>>,
+    network_kind: Option<String>,
 }
 
 impl FaultyFiles {
     /// No fault yet.
     pub fn new(inner: Arc<dyn FileSystem>) -> Self {
-        Self { inner, fault: Arc::default() }
+        Self { inner, fault: Arc::default(), network_kind: None }
+    }
+
+    /// The same files, said to be on a network file system.
+    #[must_use]
+    pub fn on_network(self, kind: &str) -> Self {
+        Self { network_kind: Some(kind.to_owned()), ..self }
     }
 
     /// Switches the fault, for files already open too.
@@ -46,6 +59,7 @@ impl FaultyFiles {
             FileFault::None => Ok(()),
             FileFault::DiskFull => Err(io::ErrorKind::StorageFull.into()),
             FileFault::SyncFails => Err(io::Error::other("the device failed to sync (injected)")),
+            FileFault::ReadFails => Err(io::Error::from_raw_os_error(DEVICE_ERROR)),
         }
     }
 }
@@ -68,6 +82,23 @@ impl WriteFile for FaultyWriteFile {
     }
 }
 
+#[derive(Debug)]
+struct FaultyReadFile {
+    inner: Arc<dyn ReadFile>,
+    fault: Arc<Mutex<FileFault>>,
+}
+
+impl ReadFile for FaultyReadFile {
+    fn length_bytes(&self) -> u64 {
+        self.inner.length_bytes()
+    }
+
+    fn read_at(&self, offset: u64, length: usize) -> io::Result<Bytes> {
+        FaultyFiles::check(&self.fault, FileFault::ReadFails)?;
+        self.inner.read_at(offset, length)
+    }
+}
+
 #[deny(clippy::missing_trait_methods)]
 impl FileSystem for FaultyFiles {
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
@@ -80,7 +111,8 @@ impl FileSystem for FaultyFiles {
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn ReadFile>> {
-        self.inner.open(path)
+        let inner = self.inner.open(path)?;
+        Ok(Arc::new(FaultyReadFile { inner, fault: Arc::clone(&self.fault) }))
     }
 
     fn hard_link(&self, original: &Path, link: &Path) -> io::Result<()> {
@@ -114,5 +146,9 @@ impl FileSystem for FaultyFiles {
 
     fn free_bytes(&self, path: &Path) -> Option<u64> {
         self.inner.free_bytes(path)
+    }
+
+    fn network_kind(&self, path: &Path) -> Option<String> {
+        self.network_kind.clone().or_else(|| self.inner.network_kind(path))
     }
 }

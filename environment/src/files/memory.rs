@@ -168,4 +168,8 @@ impl FileSystem for MemoryFiles {
     fn free_bytes(&self, _path: &Path) -> Option<u64> {
         None
     }
+
+    fn network_kind(&self, _path: &Path) -> Option<String> {
+        None
+    }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{FileLock, FileSystem, ReadFile, WriteFile, parent_of};
+use super::{FileLock, FileSystem, ReadFile, WriteFile, network_mount, parent_of};
 
 /// The files of this machine.
 #[derive(Debug)]
@@ -126,5 +126,9 @@ impl FileSystem for SystemFiles {
     fn free_bytes(&self, path: &Path) -> Option<u64> {
         let space = rustix::fs::statvfs(path).ok()?;
         space.f_bavail.checked_mul(space.f_frsize)
+    }
+
+    fn network_kind(&self, path: &Path) -> Option<String> {
+        network_mount::network_kind(path)
     }
 }

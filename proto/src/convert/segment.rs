@@ -3,7 +3,7 @@
 use crate::code::ErrorCode;
 use crate::error::{Error, Result};
 use crate::id::{ClusterId, Epoch, NodeId, SegmentId, TransactionId};
-use crate::segment::{NodeInfo, PutReceipt, SegmentDescription};
+use crate::segment::{NodeInfo, PutReceipt, ScrubProgress, SegmentDescription};
 use crate::wire::storage as wire;
 
 fn decode_sha256(bytes: &[u8], field: &str) -> Result<[u8; 32]> {
@@ -68,6 +68,12 @@ pub fn encode_node_info(info: &NodeInfo) -> wire::InfoReply {
         segment_bytes: info.segment_bytes,
         quarantined_segment_ids: info.quarantined.iter().map(|id| id.to_wire()).collect(),
         active_scan_count: info.active_scan_count,
+        instance: info.instance,
+        scrub: info.scrub.map(|scrub| wire::ScrubProgress {
+            rounds: scrub.rounds,
+            round_bytes: scrub.round_bytes,
+            damaged: scrub.damaged,
+        }),
     }
 }
 
@@ -88,5 +94,37 @@ pub fn decode_node_info(message: &wire::InfoReply) -> Result<NodeInfo> {
             .map(|id| SegmentId::from_wire(id, "quarantined_segment_ids"))
             .collect::<Result<_>>()?,
         active_scan_count: message.active_scan_count,
+        instance: message.instance,
+        scrub: message.scrub.as_ref().map(|scrub| ScrubProgress {
+            rounds: scrub.rounds,
+            round_bytes: scrub.round_bytes,
+            damaged: scrub.damaged,
+        }),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn node_information_survives_the_wire() {
+        let info = NodeInfo {
+            node_id: NodeId(Uuid::from_u128(1)),
+            cluster_id: ClusterId(Uuid::from_u128(2)),
+            zone: "az1".to_owned(),
+            epoch: Epoch(3),
+            segment_count: 4,
+            segment_bytes: 5,
+            quarantined: vec![SegmentId(Uuid::from_u128(6))],
+            active_scan_count: 7,
+            instance: u64::MAX,
+            scrub: Some(ScrubProgress { rounds: 8, round_bytes: 9, damaged: 10 }),
+        };
+        for info in [NodeInfo { scrub: None, ..info.clone() }, info] {
+            assert_eq!(decode_node_info(&encode_node_info(&info)).unwrap(), info);
+        }
+    }
 }

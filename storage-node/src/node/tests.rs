@@ -236,3 +236,16 @@ async fn a_segment_is_copied_from_the_first_source_that_has_it() {
     assert_eq!(error.code(), ErrorCode::SegmentNotFound);
     tasks.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_is_away_is_no_failure_of_the_node_that_asked_it() {
+    let target = node(&memory_environment()).await;
+    let content = parquet(&rows(0, 100));
+    let away = ["127.0.0.1:1".to_owned()];
+    let error = target.replicate_segment(&header(1), &describe(1, &content), &away).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::SegmentUnavailable);
+    assert!(error.report().contains("127.0.0.1:1"), "{error:?}");
+    // What is here already needs no source.
+    put(&target, 1, &content).await;
+    target.replicate_segment(&header(1), &describe(1, &content), &away).await.unwrap();
+}

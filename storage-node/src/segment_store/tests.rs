@@ -131,6 +131,43 @@ async fn damaged_checksums_go_into_quarantine_at_start_and_a_new_put_repairs() {
 }
 
 #[tokio::test]
+async fn a_vanished_file_is_reported_until_a_restart_and_then_not_listed() {
+    let env = memory_environment();
+    let store = open(&env);
+    for number in [1, 2] {
+        store.put(Epoch(1), describe(number, &content(0)), pieces(&content(0))).await.unwrap();
+    }
+    env.files.remove_file(&data_path(&store.segments(), segment_id(1))).unwrap();
+    let error = store.open_segment(segment_id(1)).unwrap_err();
+    store.quarantine(segment_id(1), &error);
+    assert_eq!(store.summary().quarantined, [segment_id(1)]);
+    let store = open(&env);
+    assert!(store.summary().quarantined.is_empty());
+    let (listed, _) = store.page(None, 10);
+    assert_eq!(listed.iter().map(|held| held.segment_id).collect::<Vec<_>>(), [segment_id(2)]);
+    // Its checksums were put aside without it, and are no use.
+    assert!(names(&env, "quarantine").is_empty());
+}
+
+#[tokio::test]
+async fn a_segment_that_is_held_is_acknowledged_without_its_bytes_and_a_lost_one_is_not() {
+    let env = memory_environment();
+    let store = open(&env);
+    let description = describe(1, &content(0));
+    assert!(store.acknowledge_held(Epoch(1), &description).unwrap().is_none());
+    store.put(Epoch(1), description.clone(), pieces(&content(0))).await.unwrap();
+    let receipt = store.acknowledge_held(Epoch(1), &description).unwrap().unwrap();
+    assert_eq!(receipt.sha256, description.sha256);
+    let other = store.acknowledge_held(Epoch(1), &describe(1, &content(1))).unwrap_err();
+    assert_eq!(other.code(), ErrorCode::AlreadyExists);
+    store.seal(Epoch(2)).unwrap();
+    assert_eq!(store.acknowledge_held(Epoch(1), &description).unwrap_err().code(), ErrorCode::StaleEpoch);
+    env.files.remove_file(&data_path(&store.segments(), segment_id(1))).unwrap();
+    assert!(store.acknowledge_held(Epoch(2), &description).unwrap().is_none());
+    assert_eq!(store.summary().quarantined, [segment_id(1)]);
+}
+
+#[tokio::test]
 async fn leftovers_of_a_crash_are_removed_at_start() {
     let env = memory_environment();
     let store = open(&env);

@@ -119,6 +119,41 @@ async fn external_tables_stay_and_read_their_files_anew() {
 }
 
 #[tokio::test]
+async fn an_external_table_without_its_files_is_named_and_hides_no_other_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = Database::with_files(FileAccess::Any).await;
+    let (inferred, declared) = (write_csv(folder.path(), "inferred.csv"), write_csv(folder.path(), "declared.csv"));
+    let csv = "STORED AS CSV OPTIONS ('format.has_header' 'true')";
+    db.run(&[
+        "CREATE TABLE t (a INT)",
+        &format!("CREATE EXTERNAL TABLE inferred {csv} LOCATION '{inferred}'"),
+        &format!("CREATE EXTERNAL TABLE declared (a INT, b VARCHAR) {csv} LOCATION '{declared}'"),
+        "CREATE VIEW through AS SELECT a FROM inferred",
+    ])
+    .await;
+    let columns =
+        "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'public' ORDER BY 1, 2";
+    assert_eq!(db.rows(columns).await, ["declared|a", "declared|b", "inferred|a", "inferred|b", "t|a", "through|a"]);
+    fs::remove_file(&inferred).unwrap();
+    fs::remove_file(&declared).unwrap();
+    assert_eq!(db.rows(columns).await, ["declared|a", "declared|b", "t|a"]);
+    let shown = db.rows("SHOW TABLES").await;
+    assert_eq!(shown.iter().filter(|row| row.contains("|public|")).count(), 4, "{shown:?}");
+    for (sql, path) in [
+        ("SELECT * FROM inferred", &inferred),
+        ("SELECT * FROM through", &inferred),
+        ("SELECT * FROM declared", &declared),
+        ("SELECT count(*) FROM declared", &declared),
+    ] {
+        let error = db.error(sql).await;
+        assert_eq!(error.code(), ErrorCode::FileUnreadable, "{sql}: {error:?}");
+        assert!(error.report().contains(path.trim_start_matches('/')), "{sql}: {error:?}");
+    }
+    fs::write(&inferred, "a,b\n1,x\n").unwrap();
+    assert_eq!(db.rows("SELECT a FROM through").await, ["1"]);
+}
+
+#[tokio::test]
 async fn files_that_are_missing_or_broken_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let db = Database::with_files(FileAccess::Any).await;
