@@ -236,9 +236,11 @@ async fn scans_hear_of_the_keys_of_joins() {
     let query = planner.plan(sql).await.unwrap();
     assert!(query.explain().contains("at run time=[join keys of buyer@0]"), "{}", query.explain());
     run(&query).await.unwrap();
-    let tasks = access.tasks.lock();
-    let probe = tasks.iter().find(|task| task.table.name.name == "orders").unwrap();
-    let filter = probe.fragment.now().unwrap().filter().unwrap().to_string();
+    let filter = {
+        let tasks = access.tasks.lock();
+        let probe = tasks.iter().find(|task| task.table.name.name == "orders").unwrap();
+        probe.fragment.now().unwrap().filter().unwrap().to_string()
+    };
     assert!(filter.contains("buyer@0 IN"), "{filter}");
     for sql in [
         "select count(*) from orders a join orders b on a.id = b.buyer and a.status = b.status where a.id < 30",
