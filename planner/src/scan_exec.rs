@@ -39,6 +39,7 @@ use crate::access::{ScanMetrics, ScanTask, TableAccess};
 use crate::estimate::{Estimate, estimate};
 use crate::explain;
 use crate::join_keys::JoinKeys;
+use crate::options::{Pushdown, pushdown};
 use crate::prune::{prune_segments, share_segments};
 use crate::rewrite::Pushable;
 use crate::rewrite::compose::{compose, substitute};
@@ -403,10 +404,10 @@ impl ExecutionPlan for StorageScanExec {
         &self,
         phase: FilterPushdownPhase,
         result: ChildPushdownResult,
-        _config: &ConfigOptions,
+        config: &ConfigOptions,
     ) -> Result<FilterPushdownPropagation<Arc<dyn ExecutionPlan>>> {
         // Filters that are known were pushed by `PushFragment`.
-        if phase == FilterPushdownPhase::Pre {
+        if phase == FilterPushdownPhase::Pre || pushdown(config) == Pushdown::Off {
             return Ok(FilterPushdownPropagation::all_unsupported(result));
         }
         let mut filters = self.runtime_filters.to_vec();

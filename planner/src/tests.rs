@@ -255,6 +255,23 @@ async fn scans_hear_of_the_keys_of_joins() {
 }
 
 #[tokio::test]
+async fn nothing_is_pushed_where_the_session_says_so() {
+    let tables = tables();
+    let access = MemoryAccess::new(&tables);
+    let mut config = crate::session_config(&PlannerOptions { target_partitions: Some(2), batch_rows: None });
+    config.options_mut().set("aubade.pushdown", "off").unwrap();
+    let template = crate::session_state(config, Arc::default());
+    let state = crate::bind_snapshot(&template, snapshot(&tables, &[]), access);
+    let sql = "select name, sum(total) from customer join orders on customer.id = buyer where day > date '1994-01-01' group by name";
+    let plan = state.create_logical_plan(sql).await.unwrap();
+    let plan = state.create_physical_plan(&plan).await.unwrap();
+    for scan in storage_scans(&plan) {
+        assert!(scan.fragment().filter().is_none() && scan.fragment().reduction().is_none());
+        assert!(scan.runtime_filter_ids().is_empty());
+    }
+}
+
+#[tokio::test]
 async fn the_tree_format_shows_the_fragment() {
     let query = planner_with(&[]).0.plan("explain format tree select id from orders where id < 10").await.unwrap();
     let text = pretty_format_batches(&run(&query).await.unwrap()).unwrap().to_string();
