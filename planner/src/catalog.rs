@@ -114,7 +114,7 @@ impl SnapshotCatalog {
             let message = format!("external table {name} has the unknown format {}", command.file_type);
             return Err(Error::new(ErrorCode::NotSupported, message).hint("PARQUET, CSV, JSON and ARROW work").into());
         };
-        let table = factory.create(state, &command).await.map_err(failure)?;
+        let table = factory.create(state, &command).await.map_err(|error| failure(unreadable(error)))?;
         if table.schema().fields().is_empty() {
             let message = format!(
                 "external table {name} cannot be read: there are no files with columns at {}",
@@ -157,6 +157,18 @@ impl SnapshotCatalog {
         }
         .into()
     }
+}
+
+/// The definition of a stored external table was planned once: what does not fit any more are its files.
+fn unreadable(error: DataFusionError) -> DataFusionError {
+    if !matches!(error.find_root(), DataFusionError::Plan(_)) {
+        return error;
+    }
+    let text = error.strip_backtrace();
+    let message = text.strip_prefix("Error during planning: ").unwrap_or(&text);
+    Error::new(ErrorCode::FileUnreadable, message)
+        .hint("bring the files back, or drop the table and create it again")
+        .into()
 }
 
 /// What stands for a relation that cannot be planned, where it is only listed.

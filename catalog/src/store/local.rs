@@ -2,9 +2,10 @@
 //! before anybody acts on them.
 //!
 //! One machine only: the hard link that decides who was first is atomic on a local file system, not
-//! on every network one, so these are refused unless somebody vouches for them. A folder whose sync failed is not touched again by this handle, since the
-//! kernel forgets what it could not write and a second sync would wrongly succeed. Source: Rebello
-//! et al., "Can applications recover from fsync failures?" (2020).
+//! on every network one, so these are refused unless somebody vouches for them. A folder whose sync
+//! failed is not touched again by this handle, since the kernel forgets what it could not write and a
+//! second sync would wrongly succeed. Source: Rebello et al., "Can applications recover from fsync
+//! failures?" (2020).
 
 use std::io;
 use std::path::{Path, PathBuf};
