@@ -60,7 +60,7 @@ pub struct QueryRecord {
     pub rows: u64,
     /// Segments of the tables that it scanned, once per scan.
     pub segments_total: u64,
-    /// Of these, those that statistics ruled out.
+    /// Of these, those that statistics ruled out, for filters of the query and for those found while it ran.
     pub segments_pruned: u64,
     /// Segments read.
     pub segments_scanned: u64,

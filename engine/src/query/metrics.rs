@@ -46,7 +46,7 @@ impl ScanTotals {
     fn add(&mut self, scan: &StorageScanExec) {
         let metrics = scan.scan_metrics();
         self.segments_total += metrics.segments_total.value() as u64;
-        self.segments_pruned += metrics.segments_pruned.value() as u64;
+        self.segments_pruned += (metrics.segments_pruned.value() + metrics.segments_pruned_runtime.value()) as u64;
         self.segments_scanned += metrics.segments_scanned.value() as u64;
         self.row_groups += metrics.row_groups.value() as u64;
         self.row_groups_pruned +=
