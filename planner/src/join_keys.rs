@@ -44,6 +44,12 @@ const LIST_KEYS_MAX: usize = 64;
 /// Keys, repeated ones included, above which no list is tried for.
 const LIST_ROWS_MAX: usize = 4_096;
 
+/// Bytes of all keys of a list, and of a bound: texts can be long, and a request has room for both.
+const LIST_BYTES_MAX: usize = 64 << 10;
+
+/// A conjunct, and the bytes of the set of keys in it.
+pub(crate) type SizedFilter = (Arc<dyn PhysicalExpr>, usize);
+
 /// What is known of one key column.
 #[derive(Debug)]
 struct Keys {
@@ -52,19 +58,27 @@ struct Keys {
     bounds: Option<(ScalarValue, ScalarValue)>,
     /// All of them, if they are few.
     list: Option<Vec<ScalarValue>>,
-    set: Option<KeySet>,
+    set: Option<(KeySet, usize)>,
 }
 
 impl Keys {
     fn of(data_type: DataType, arrays: &[ArrayRef]) -> Result<Self> {
-        let bounds = if KeySet::supports(&data_type) { bounds(&data_type, arrays)? } else { None };
+        if !KeySet::supports(&data_type) {
+            // Such as floats, of which not all equal values have the same bytes.
+            return Ok(Self { data_type, bounds: None, list: None, set: None });
+        }
+        let bounds = bounds(&data_type, arrays)?;
         let list = list(arrays)?;
         let set = if list.is_some() { None } else { KeySet::build(arrays)? };
+        let set = set.map(|set| {
+            let bytes = set_bytes(&set, arrays);
+            (set, bytes)
+        });
         Ok(Self { data_type, bounds, list, set })
     }
 
-    fn filters(&self, probe: &Arc<dyn PhysicalExpr>, schema: &SchemaRef) -> Result<Vec<Arc<dyn PhysicalExpr>>> {
-        let mut filters: Vec<Arc<dyn PhysicalExpr>> = Vec::new();
+    fn filters(&self, probe: &Arc<dyn PhysicalExpr>, schema: &SchemaRef) -> Result<Vec<SizedFilter>> {
+        let mut filters: Vec<SizedFilter> = Vec::new();
         if probe.data_type(schema)? != self.data_type {
             return Ok(filters);
         }
@@ -72,17 +86,29 @@ impl Keys {
             let compare = |operator, bound: &ScalarValue| {
                 Arc::new(BinaryExpr::new(Arc::clone(probe), operator, lit(bound.clone()))) as Arc<dyn PhysicalExpr>
             };
-            filters.push(compare(Operator::GtEq, min));
-            filters.push(compare(Operator::LtEq, max));
+            filters.push((compare(Operator::GtEq, min), 0));
+            filters.push((compare(Operator::LtEq, max), 0));
         }
         if let Some(list) = &self.list {
             let values = list.iter().map(|value| lit(value.clone())).collect();
-            filters.push(in_list(Arc::clone(probe), values, &false, schema)?);
+            filters.push((in_list(Arc::clone(probe), values, &false, schema)?, 0));
         }
-        if let Some(set) = &self.set {
-            filters.push(Arc::new(Membership::new(Arc::clone(probe), set.clone())));
+        if let Some((set, bytes)) = &self.set {
+            filters.push((Arc::new(Membership::new(Arc::clone(probe), set.clone())), *bytes));
         }
         Ok(filters)
+    }
+}
+
+/// About what a set takes in a request.
+fn set_bytes(set: &KeySet, arrays: &[ArrayRef]) -> usize {
+    match set {
+        KeySet::Bitmap { bits, .. } => bits.len().div_ceil(8),
+        // Ten bits per key, rounded up.
+        KeySet::Bloom(_) => {
+            let keys: usize = arrays.iter().map(|array| array.len()).sum();
+            (keys.saturating_mul(5) / 4).checked_next_power_of_two().unwrap_or(usize::MAX)
+        }
     }
 }
 
@@ -95,7 +121,8 @@ fn bounds(data_type: &DataType, arrays: &[ArrayRef]) -> Result<Option<(ScalarVal
         max.update_batch(std::slice::from_ref(array))?;
     }
     let (min, max) = (min.evaluate()?, max.evaluate()?);
-    Ok((!min.is_null() && !max.is_null()).then_some((min, max)))
+    let short = min.size().saturating_add(max.size()) <= LIST_BYTES_MAX;
+    Ok((short && !min.is_null() && !max.is_null()).then_some((min, max)))
 }
 
 /// The distinct keys in order, if they are few.
@@ -105,13 +132,15 @@ fn list(arrays: &[ArrayRef]) -> Result<Option<Vec<ScalarValue>>> {
     }
     let mut seen = std::collections::HashSet::new();
     let mut values = Vec::new();
+    let mut bytes = 0_usize;
     for array in arrays {
         for index in (0..array.len()).filter(|index| array.is_valid(*index)) {
             let value = ScalarValue::try_from_array(array, index)?;
             if seen.insert(value.clone()) {
+                bytes = bytes.saturating_add(value.size());
                 values.push(value);
             }
-            if values.len() > LIST_KEYS_MAX {
+            if values.len() > LIST_KEYS_MAX || bytes > LIST_BYTES_MAX {
                 return Ok(None);
             }
         }
@@ -155,7 +184,7 @@ impl JoinKeys {
 
     /// Conjuncts over `probe`, the other side of the join's keys, that all rows with a partner pass.
     /// None while keys are still to come.
-    pub(crate) fn filters(&self, probe: &[Arc<dyn PhysicalExpr>], schema: &SchemaRef) -> Vec<Arc<dyn PhysicalExpr>> {
+    pub(crate) fn filters(&self, probe: &[Arc<dyn PhysicalExpr>], schema: &SchemaRef) -> Vec<SizedFilter> {
         if !self.are_known() || probe.len() != self.expressions.len() {
             return Vec::new();
         }
@@ -336,7 +365,7 @@ mod tests {
         keys.note(&batch(build)).unwrap();
         assert!(keys.filters(std::slice::from_ref(&key), &schema).is_empty(), "not known before the end");
         keys.end(0);
-        let filters = keys.filters(&[key], &schema);
+        let filters: Vec<_> = keys.filters(&[key], &schema).into_iter().map(|(filter, _)| filter).collect();
         let count = filters.len();
         let probe = batch(probe);
         let passed = conjunction(filters).evaluate(&probe).unwrap().into_array(probe.num_rows()).unwrap();

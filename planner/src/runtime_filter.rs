@@ -13,8 +13,12 @@ use datafusion::physical_expr::expressions::DynamicFilterPhysicalExpr;
 use datafusion::physical_expr::{PhysicalExpr, split_conjunction};
 use parking_lot::Mutex;
 
-use crate::join_keys::JoinKeys;
+use crate::join_keys::{JoinKeys, SizedFilter};
 use crate::rewrite::Pushable;
+
+/// Bytes of all sets of keys in a fragment: they travel with every request, of which a storage node
+/// takes 16 MiB.
+const SETS_BYTES_MAX: usize = 12 << 20;
 
 /// One such filter, over the columns that a fragment reads.
 #[derive(Clone, Debug)]
@@ -53,12 +57,7 @@ impl RuntimeFilter {
     }
 
     /// What is known by now, as conjuncts that can be sent.
-    fn known(
-        &self,
-        pushable: Option<&Pushable>,
-        fragment: &Fragment,
-        config: &ConfigOptions,
-    ) -> Vec<Arc<dyn PhysicalExpr>> {
+    fn known(&self, pushable: Option<&Pushable>, fragment: &Fragment, config: &ConfigOptions) -> Vec<SizedFilter> {
         if let Some(keys) = &self.keys {
             let probe: Vec<_> = self.dynamic.children().into_iter().cloned().collect();
             return keys.filters(&probe, fragment.scan_schema());
@@ -68,7 +67,7 @@ impl RuntimeFilter {
         let conjuncts = split_conjunction(&current).into_iter();
         conjuncts
             .filter(|conjunct| pushable.check_filter(conjunct, fragment.scan_schema(), config).is_ok())
-            .cloned()
+            .map(|conjunct| (Arc::clone(conjunct), 0))
             .collect()
     }
 }
@@ -134,7 +133,13 @@ impl RuntimeFragment {
         }
         let known =
             self.filters.iter().flat_map(|filter| filter.known(self.pushable.as_deref(), &self.fragment, &self.config));
-        let known: Vec<_> = known.collect();
+        let mut bytes_left = SETS_BYTES_MAX;
+        let mut fits = |bytes: usize| {
+            let fits = bytes <= bytes_left;
+            bytes_left -= if fits { bytes } else { 0 };
+            fits
+        };
+        let known: Vec<_> = known.filter(|(_, bytes)| fits(*bytes)).map(|(filter, _)| filter).collect();
         let fragment = match known.is_empty() {
             true => Arc::clone(&self.fragment),
             false => Arc::new(self.fragment.with_more_filters(known)?),
