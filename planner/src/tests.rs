@@ -184,7 +184,7 @@ async fn what_is_not_pushed_says_why() {
     let reason = "it would send more bytes than its columns have";
     check_plan(wide, &["ProjectionExec", "columns=[id, comment]", reason], None).await;
     let ordered = "select status, array_agg(id order by id) from orders group by status";
-    check_plan(ordered, &["not pushed: aggregate: array_agg needs its rows in an order"], None).await;
+    check_plan(ordered, &["mode=Partial", "SortExec: expr=[id@0 ASC NULLS LAST]", "columns=[id, status]"], None).await;
     let unique = "select id, count(*) from orders group by id";
     check_plan(unique, &["not pushed: aggregate: it has about as many groups as rows"], None).await;
     let subquery = "select id from orders where total > (select avg(total) from orders) and id > 3";

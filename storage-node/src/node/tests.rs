@@ -211,7 +211,7 @@ async fn errors_keep_their_code_over_the_wire() {
     let code = |status: tonic::Status| aubade_proto::Error::from_status(&status, "node").code();
     let info = client.info(wire::InfoRequest { header: None }).await;
     assert_eq!(code(info.unwrap_err()), ErrorCode::InvalidMessage);
-    let newer = wire::CallHeader { protocol: 2, ..encode_header(&header(1)) };
+    let newer = wire::CallHeader { protocol: aubade_proto::STORAGE_PROTOCOL + 1, ..encode_header(&header(1)) };
     let info = client.info(wire::InfoRequest { header: Some(newer) }).await;
     assert_eq!(code(info.unwrap_err()), ErrorCode::UnsupportedVersion);
     let get = wire::GetSegmentRequest { header: Some(encode_header(&header(1))), segment_id: segment_id(1).to_wire() };
