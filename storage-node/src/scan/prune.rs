@@ -108,7 +108,7 @@ impl Pruner {
         let mut filter = RowGroupAccessPlanFilter::new(plan);
         let parquet_schema = metadata.file_metadata().schema_descr();
         filter.prune_by_statistics(file_schema, parquet_schema, groups, predicate, &self.metrics);
-        !filter.is_empty()
+        filter.remaining_row_group_count() > 0
     }
 }
 

@@ -118,6 +118,10 @@ impl SegmentScanner {
             if let Some(batch) = self.hand_out(false)? {
                 return Ok(Step::Batch { batch, rows_through: self.progress.rows_through() });
             }
+            if self.context.limit.is_reached() {
+                // By another segment, while this one was being read.
+                return Ok(self.finish());
+            }
             if self.is_spoiled() {
                 return Ok(self.start_over());
             }
