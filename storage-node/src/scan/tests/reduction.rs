@@ -45,7 +45,7 @@ async fn every_aggregate_equals_that_of_a_plain_run() {
         "SELECT count(*), sum(key), avg(price), min(comment), max(kind), count(key) FROM t",
         "SELECT kind, count(*), sum(key), avg(key), min(price), max(comment) FROM t GROUP BY kind",
         "SELECT key, count(*), sum(price), min(comment) FROM t GROUP BY key",
-        "SELECT kind, round(stddev(price), 3), round(var_pop(key), 3), round(corr(key, price), 6) FROM t GROUP BY kind",
+        "SELECT kind, round(stddev(price), 3), round(var_pop(id), 3), round(corr(key, price), 6) FROM t GROUP BY kind",
         "SELECT kind, count(DISTINCT key) FROM t GROUP BY kind",
         "SELECT count(DISTINCT key), count(DISTINCT kind), sum(price) FROM t",
         "SELECT kind, array_sort(array_agg(key)) FROM t GROUP BY kind",
