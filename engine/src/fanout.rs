@@ -60,9 +60,9 @@ struct Progress {
     segment: Arc<SegmentEntry>,
     /// Index into the table's segments.
     segment_index: usize,
-    /// What it was asked with first. A retry asks with the same: filters that became known since would
-    /// let fewer rows pass, and the rows that were handed on could not be counted off.
-    fragment: Option<Arc<Fragment>>,
+    /// What it was asked with first, and its number. A retry asks with the same: filters that became
+    /// known since would let fewer rows pass, and the rows that were handed on could not be counted off.
+    fragment: Option<(usize, Arc<Fragment>)>,
     rows_handed_on: u64,
     done: bool,
     /// Replicas that failed in this round, with what they said.
@@ -77,6 +77,7 @@ struct Request {
     segments: Vec<usize>,
     /// Merged rows, kept until the node says which segments they stand for.
     merged: Vec<RecordBatch>,
+    merged_bytes: usize,
     events: ScanStream,
     _active: ActiveRequest,
 }
@@ -89,6 +90,15 @@ impl Stream for Request {
     }
 }
 
+/// The fragment with the filters that were known last.
+struct Latest {
+    /// Counts the fragments of this scan.
+    number: usize,
+    fragment: Arc<Fragment>,
+    /// The segments of the table that its filters leave.
+    kept: BTreeSet<usize>,
+}
+
 struct FanOut {
     cluster: Arc<Cluster>,
     task: ScanTask,
@@ -98,9 +108,9 @@ struct FanOut {
     requests: FuturesUnordered<StreamFuture<Request>>,
     /// Batches to hand on.
     ready: VecDeque<RecordBatch>,
-    /// The fragment with the filters that were known last, and the segments of the table that these
-    /// leave.
-    latest: Option<(Arc<Fragment>, BTreeSet<usize>)>,
+    latest: Option<Latest>,
+    /// Of all requests.
+    merged_bytes: usize,
     rows_left: Option<u64>,
     deadline: Deadline,
     reservation: MemoryReservation,
@@ -143,6 +153,7 @@ impl FanOut {
             requests,
             ready: VecDeque::new(),
             latest: None,
+            merged_bytes: 0,
             rows_left,
             deadline,
             reservation,
@@ -182,8 +193,11 @@ impl FanOut {
             }
             Some(Ok(ScanEvent::Merged { batch, wire_bytes })) => {
                 self.count_wire(wire_bytes);
+                let bytes = get_record_batch_memory_size(&batch);
                 request.merged.push(batch);
-                self.reserve(&request.merged)?;
+                request.merged_bytes = request.merged_bytes.saturating_add(bytes);
+                self.merged_bytes = self.merged_bytes.saturating_add(bytes);
+                self.reserve(bytes)?;
             }
             Some(Ok(ScanEvent::MergedDone { segments })) => {
                 for (segment_index, statistics) in segments {
@@ -192,6 +206,7 @@ impl FanOut {
                     self.segment_done(index, &statistics, &request.member);
                 }
                 let merged = std::mem::take(&mut request.merged);
+                self.merged_bytes = self.merged_bytes.saturating_sub(std::mem::take(&mut request.merged_bytes));
                 self.ready.extend(merged.into_iter().filter(|batch| batch.num_rows() > 0));
             }
             Some(Ok(ScanEvent::SegmentDone { segment_index, statistics })) => {
@@ -235,12 +250,11 @@ impl FanOut {
         }
     }
 
-    /// Counts what is held: `batches`, and about as much as the last of them for every open request.
-    fn reserve(&mut self, batches: &[RecordBatch]) -> Result<()> {
-        let held: usize = batches.iter().map(get_record_batch_memory_size).sum();
-        let last = batches.last().map_or(0, get_record_batch_memory_size);
-        let in_flight = last.saturating_mul(self.requests.len()).saturating_add(held);
-        self.reservation.try_resize(in_flight).map_err(Error::from_datafusion)
+    /// Counts what is held: merged rows, the batch at hand of so many bytes, and about as much for every
+    /// open request.
+    fn reserve(&mut self, batch_bytes: usize) -> Result<()> {
+        let in_flight = batch_bytes.saturating_mul(self.requests.len() + 1);
+        self.reservation.try_resize(in_flight.saturating_add(self.merged_bytes)).map_err(Error::from_datafusion)
     }
 
     fn take_batch(
@@ -267,7 +281,7 @@ impl FanOut {
             *left -= kept;
             batch = batch.slice(0, usize::try_from(kept).unwrap_or(usize::MAX));
         }
-        self.reserve(std::slice::from_ref(&batch))?;
+        self.reserve(get_record_batch_memory_size(&batch))?;
         Ok((batch.num_rows() > 0).then_some(batch))
     }
 
@@ -291,6 +305,8 @@ impl FanOut {
 
     /// A request ended: normally, with an error, or too early.
     fn end_request(&mut self, request: &Request, error: Option<Error>) -> Result<()> {
+        // Of what it has merged and not named the segments, nothing counts.
+        self.merged_bytes = self.merged_bytes.saturating_sub(request.merged_bytes);
         let unfinished: Vec<usize> = request
             .segments
             .iter()
@@ -325,7 +341,7 @@ impl FanOut {
     /// those in which no row passes them.
     fn apply_runtime_filters(&mut self) -> Result<()> {
         let fragment = self.task.fragment.now()?;
-        if !self.latest.as_ref().is_some_and(|(latest, _)| Arc::ptr_eq(latest, &fragment)) {
+        if !self.latest.as_ref().is_some_and(|latest| Arc::ptr_eq(&latest.fragment, &fragment)) {
             let kept = match Arc::ptr_eq(&fragment, self.task.fragment.planned()) {
                 true => self.task.segments.iter().copied().collect(),
                 false => {
@@ -333,19 +349,20 @@ impl FanOut {
                     prune_segments(statistics, fragment.scan_schema(), fragment.filter()).into_iter().collect()
                 }
             };
-            self.latest = Some((fragment, kept));
+            let number = self.latest.as_ref().map_or(0, |latest| latest.number + 1);
+            self.latest = Some(Latest { number, fragment, kept });
         }
-        let Some((fragment, kept)) = &self.latest else { return Ok(()) };
+        let Some(latest) = &self.latest else { return Ok(()) };
         let (segments, metrics) = (&mut self.segments, &self.task.metrics);
         self.waiting.retain(|index| {
             let Some(progress) = segments.get_mut(*index).filter(|progress| progress.fragment.is_none()) else {
                 return true;
             };
-            progress.done = !kept.contains(&progress.segment_index);
+            progress.done = !latest.kept.contains(&progress.segment_index);
             if progress.done {
                 metrics.segments_pruned_runtime.add(1);
             } else {
-                progress.fragment = Some(Arc::clone(fragment));
+                progress.fragment = Some((latest.number, Arc::clone(&latest.fragment)));
             }
             !progress.done
         });
@@ -369,7 +386,7 @@ impl FanOut {
                     |member: &&Arc<Member>| !progress.failures.iter().any(|(node, _)| *node == member.entry.id);
                 match replicas.iter().find(untried) {
                     Some(member) => {
-                        let fragment = progress.fragment.as_ref().map_or(0, |fragment| Arc::as_ptr(fragment) as usize);
+                        let fragment = progress.fragment.as_ref().map_or(0, |(number, _)| *number);
                         let (_, segments) = batches
                             .entry((member.entry.id, fragment))
                             .or_insert_with(|| (Arc::clone(member), Vec::new()));
@@ -411,7 +428,7 @@ impl FanOut {
             self.task.metrics.retries.add(1);
         }
         let fragment = progress.clone().find_map(|progress| progress.fragment.as_ref());
-        let fragment = fragment.unwrap_or_else(|| self.task.fragment.planned());
+        let fragment = fragment.map_or_else(|| self.task.fragment.planned(), |(_, fragment)| fragment);
         let fragment = match self.rows_left {
             None => Arc::clone(fragment),
             limit => Arc::new(fragment.with_limit(limit)),
@@ -428,7 +445,8 @@ impl FanOut {
         let client = Arc::clone(&member.client);
         let events = stream::once(async move { client.scan(request).await }).try_flatten().boxed();
         let _active = member.begin_request();
-        let request = Request { member: Arc::clone(member), segments, merged: Vec::new(), events, _active };
+        let member = Arc::clone(member);
+        let request = Request { member, segments, merged: Vec::new(), merged_bytes: 0, events, _active };
         self.requests.push(request.into_future());
     }
 }

@@ -19,7 +19,6 @@ use datafusion::physical_plan::projection::{ProjectionExec, ProjectionExpr};
 use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties};
 
-use crate::rewrite::push_reduction::reduced;
 use crate::scan_exec::ScanTarget;
 
 /// What the optimiser is told of a scan's output.
@@ -71,8 +70,10 @@ pub(crate) fn estimate(
         .projection()
         .iter()
         .map(|column| ProjectionExpr { expr: Arc::clone(&column.expression), alias: column.name.clone() });
-    let plan: Arc<dyn ExecutionPlan> = Arc::new(ProjectionExec::try_new(outputs.collect::<Vec<_>>(), plan)?);
-    let plan = reduced(fragment, plan)?;
+    plan = Arc::new(ProjectionExec::try_new(outputs.collect::<Vec<_>>(), plan)?);
+    if let Some(reduction) = fragment.reduction() {
+        plan = reduction.over(plan)?;
+    }
     let statistics = StatisticsContext::new().compute(plan.as_ref(), &StatisticsArgs::new())?;
     let mut statistics = Arc::unwrap_or_clone(statistics);
     if fragment.filter().is_some() {

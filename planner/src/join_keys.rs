@@ -43,7 +43,9 @@ use parking_lot::Mutex;
 const LIST_KEYS_MAX: usize = 64;
 /// Keys, repeated ones included, above which no list is tried for.
 const LIST_ROWS_MAX: usize = 4_096;
-
+/// Bytes of all keys of a join, above which none are kept: they are held until a scan asks, and a set
+/// of so many would be too large to send.
+const KEYS_BYTES_MAX: usize = 128 << 20;
 /// Bytes of all keys of a list, and of a bound: texts can be long, and a request has room for both.
 const LIST_BYTES_MAX: usize = 64 << 10;
 
@@ -54,7 +56,7 @@ pub(crate) type SizedFilter = (Arc<dyn PhysicalExpr>, usize);
 #[derive(Debug)]
 struct Keys {
     data_type: DataType,
-    /// The smallest and the largest; `None` where their order is not that of the scan's filters.
+    /// The smallest and the largest; `None` where there are none, or they are long.
     bounds: Option<(ScalarValue, ScalarValue)>,
     /// All of them, if they are few.
     list: Option<Vec<ScalarValue>>,
@@ -125,7 +127,7 @@ fn bounds(data_type: &DataType, arrays: &[ArrayRef]) -> Result<Option<(ScalarVal
     Ok((short && !min.is_null() && !max.is_null()).then_some((min, max)))
 }
 
-/// The distinct keys in order, if they are few.
+/// The distinct keys, if they are few.
 fn list(arrays: &[ArrayRef]) -> Result<Option<Vec<ScalarValue>>> {
     if arrays.iter().map(|array| array.len()).sum::<usize>() > LIST_ROWS_MAX {
         return Ok(None);
@@ -152,8 +154,9 @@ fn list(arrays: &[ArrayRef]) -> Result<Option<Vec<ScalarValue>>> {
 struct Collected {
     /// Partitions whose build side has not ended.
     open: BTreeSet<usize>,
-    /// For every key column the keys so far.
-    keys: Vec<Vec<ArrayRef>>,
+    /// For every key column the keys so far; `None` once they were too many.
+    keys: Option<Vec<Vec<ArrayRef>>>,
+    bytes: usize,
 }
 
 /// The keys of one join's build side. Known once every partition of it has ended.
@@ -172,7 +175,8 @@ impl JoinKeys {
         let types = expressions.iter().map(|key| key.data_type(&schema)).collect::<Result<Vec<_>>>()?;
         let collected = Collected {
             open: (0..build.output_partitioning().partition_count()).collect(),
-            keys: vec![Vec::new(); expressions.len()],
+            keys: Some(vec![Vec::new(); expressions.len()]),
+            bytes: 0,
         };
         Ok(Self { expressions, collected: Mutex::new(collected), known: OnceLock::new(), types })
     }
@@ -200,7 +204,7 @@ impl JoinKeys {
     }
 
     fn finish(&self) -> Option<Vec<Keys>> {
-        let collected = std::mem::take(&mut self.collected.lock().keys);
+        let collected = self.collected.lock().keys.take()?;
         let keys = self.types.iter().zip(collected).map(|(data_type, arrays)| Keys::of(data_type.clone(), &arrays));
         match keys.collect::<Result<Vec<_>>>() {
             Ok(keys) => Some(keys),
@@ -214,7 +218,14 @@ impl JoinKeys {
     fn note(&self, batch: &RecordBatch) -> Result<()> {
         let keys = self.expressions.iter().map(|key| key.evaluate(batch)?.into_array(batch.num_rows()));
         let keys = keys.collect::<Result<Vec<_>>>()?;
-        for (all, keys) in self.collected.lock().keys.iter_mut().zip(keys) {
+        let bytes = keys.iter().map(|keys| keys.to_data().get_slice_memory_size().unwrap_or(usize::MAX));
+        let bytes = bytes.fold(0, usize::saturating_add);
+        let mut collected = self.collected.lock();
+        collected.bytes = collected.bytes.saturating_add(bytes);
+        if collected.bytes > KEYS_BYTES_MAX {
+            collected.keys = None;
+        }
+        for (all, keys) in collected.keys.iter_mut().flatten().zip(keys) {
             all.push(keys);
         }
         Ok(())
@@ -379,6 +390,23 @@ mod tests {
         let even = (0..10_000).map(|key| Some(key * 2)).collect();
         let many = passes(even, vec![Some(7), Some(8), None, Some(19_998), Some(20_000)]);
         assert_eq!(many, (vec![false, true, false, true, false], 3));
+    }
+
+    #[test]
+    fn too_many_keys_are_not_kept() {
+        let schema: SchemaRef = Arc::new(Schema::new(vec![Field::new("k", DataType::Int64, true)]));
+        let key = col("k", &schema).unwrap();
+        let plan: Arc<dyn ExecutionPlan> = Arc::new(EmptyExec::new(Arc::clone(&schema)));
+        let keys = JoinKeys::try_new(vec![Arc::clone(&key)], &plan).unwrap();
+        // The same memory again and again counts each time, as other batches would.
+        let array: ArrayRef = Arc::new(Int64Array::from_iter_values(0..1 << 20));
+        let batch = RecordBatch::try_new(Arc::clone(&schema), vec![array]).unwrap();
+        for _ in 0..=KEYS_BYTES_MAX / (8 << 20) {
+            keys.note(&batch).unwrap();
+        }
+        assert!(keys.collected.lock().keys.is_none());
+        keys.end(0);
+        assert!(keys.filters(&[key], &schema).is_empty());
     }
 
     #[test]

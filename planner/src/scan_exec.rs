@@ -42,7 +42,7 @@ use crate::join_keys::JoinKeys;
 use crate::options::{Pushdown, pushdown};
 use crate::prune::{prune_segments, share_segments};
 use crate::rewrite::Pushable;
-use crate::rewrite::compose::{compose, substitute};
+use crate::rewrite::compose::{compose, substitute, substitute_outputs};
 use crate::rewrite::push_reduction::before_reduction;
 use crate::runtime_filter::{RuntimeFilter, RuntimeFragment};
 
@@ -223,11 +223,6 @@ impl StorageScanExec {
         Ok(RuntimeFilter::try_new(substitute(&filter, self.fragment.projection())?))
     }
 
-    /// The scan of a fragment that also reduces its rows.
-    pub(crate) fn with_reduced_fragment(&self, fragment: Fragment) -> Result<Self> {
-        self.with_fragment(fragment)
-    }
-
     /// The same scan with a note on what stays above it.
     #[must_use]
     pub(crate) fn with_note(&self, note: String) -> Self {
@@ -268,7 +263,7 @@ impl StorageScanExec {
     }
 
     /// The scan of a fragment with the same filter.
-    fn with_fragment(&self, fragment: Fragment) -> Result<Self> {
+    pub(crate) fn with_fragment(&self, fragment: Fragment) -> Result<Self> {
         let segments = Arc::clone(&self.segments);
         Self::build(self.target.clone(), Arc::new(fragment), self.selectivity, segments, self.not_pushed.clone())
     }
@@ -450,11 +445,7 @@ impl ExecutionPlan for StorageScanExec {
         if !narrow || self.fragment.reduction().is_some() {
             return Ok(None);
         }
-        let outputs = projection.expr().iter().map(|output| {
-            let expression = substitute(&output.expr, self.fragment.projection())?;
-            Ok(ProjectionColumn { expression, name: output.alias.clone() })
-        });
-        let scan = self.with_projection(&outputs.collect::<Result<Vec<_>>>()?)?;
+        let scan = self.with_projection(&substitute_outputs(projection, self.fragment.projection())?)?;
         Ok((scan.schema() == projection.schema()).then(|| Arc::new(scan) as Arc<dyn ExecutionPlan>))
     }
 }

@@ -272,6 +272,23 @@ async fn nothing_is_pushed_where_the_session_says_so() {
 }
 
 #[tokio::test]
+async fn all_that_can_be_pushed_is_where_the_session_says_so() {
+    let tables = tables();
+    for (setting, pushed) in [("auto", false), ("on", true)] {
+        let mut config = crate::session_config(&PlannerOptions { target_partitions: Some(2), batch_rows: None });
+        config.options_mut().set("aubade.pushdown", setting).unwrap();
+        let template = crate::session_state(config, Arc::default());
+        let state = crate::bind_snapshot(&template, snapshot(&tables, &[]), MemoryAccess::new(&tables));
+        let logical = state.create_logical_plan("select comment, upper(comment), id from orders").await.unwrap();
+        let text = crate::explain::plan_text(state.create_physical_plan(&logical).await.unwrap().as_ref());
+        assert_eq!(!text.contains("ProjectionExec"), pushed, "{setting}: {text}");
+        let logical = state.create_logical_plan("select id, count(*) from orders group by id").await.unwrap();
+        let text = crate::explain::plan_text(state.create_physical_plan(&logical).await.unwrap().as_ref());
+        assert_eq!(text.contains("aggregate=AggregateExec"), pushed, "{setting}: {text}");
+    }
+}
+
+#[tokio::test]
 async fn the_tree_format_shows_the_fragment() {
     let query = planner_with(&[]).0.plan("explain format tree select id from orders where id < 10").await.unwrap();
     let text = pretty_format_batches(&run(&query).await.unwrap()).unwrap().to_string();

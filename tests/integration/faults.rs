@@ -72,13 +72,7 @@ async fn a_corrupt_replica_is_reported_and_replaced() {
         // Only the other two can answer now; when this node is asked it must notice.
         let snapshot = cluster.engine.snapshot().await.unwrap();
         let segment = snapshot.segments().next().unwrap().id;
-        let header = aubade_proto::CallHeader {
-            request_id: aubade_proto::RequestId(cluster.environment.new_uuid()),
-            cluster_id: snapshot.cluster_id,
-            epoch: snapshot.epoch,
-            snapshot_version: snapshot.version,
-            timeout: std::time::Duration::from_secs(10),
-        };
+        let header = cluster.header(&snapshot);
         let read = match node.node.get_segment(&header, segment).await {
             Ok((_, stream)) => stream.try_collect::<Vec<_>>().await.map(drop),
             Err(error) => Err(error),

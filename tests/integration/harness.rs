@@ -13,10 +13,10 @@ use arrow::datatypes::Int64Type;
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use aubade_catalog::store::MemoryStore;
-use aubade_catalog::{Action, Manifest, ManifestStore, NodeEntry, Quorum};
+use aubade_catalog::{Action, Manifest, ManifestStore, NodeEntry, Quorum, Snapshot};
 use aubade_engine::{ClusterStatus, Engine, EngineOptions, QueryRecord};
 use aubade_environment::{Connection, Environment, FaultyFiles, Listener, SystemFiles, TaskGroup};
-use aubade_proto::{ClusterId, Error, TransactionId};
+use aubade_proto::{CallHeader, ClusterId, Error, RequestId, TransactionId};
 use aubade_storage_node::{StorageNode, StorageNodeOptions, serve};
 use futures::TryStreamExt;
 use tempfile::TempDir;
@@ -65,6 +65,17 @@ pub struct TestCluster {
 }
 
 impl TestCluster {
+    /// What a call to a node says of its caller, who works on `snapshot`.
+    pub fn header(&self, snapshot: &Snapshot) -> CallHeader {
+        CallHeader {
+            request_id: RequestId(self.environment.new_uuid()),
+            cluster_id: snapshot.cluster_id,
+            epoch: snapshot.epoch,
+            snapshot_version: snapshot.version,
+            timeout: Duration::from_secs(10),
+        }
+    }
+
     /// `nodes` nodes over three zones and the usual quorum for `copies`.
     pub async fn start(nodes: usize, copies: u32) -> Self {
         let store: Arc<dyn ManifestStore> = Arc::new(MemoryStore::default());

@@ -64,13 +64,7 @@ async fn a_replica_that_its_node_lacks_is_missed_without_a_restart_too() {
     let snapshot = cluster.engine.snapshot().await.unwrap();
     let entry = snapshot.segments().next().unwrap();
     let segment = entry.id;
-    let header = aubade_proto::CallHeader {
-        request_id: aubade_proto::RequestId(cluster.environment.new_uuid()),
-        cluster_id: snapshot.cluster_id,
-        epoch: snapshot.epoch,
-        snapshot_version: snapshot.version,
-        timeout: std::time::Duration::from_secs(10),
-    };
+    let header = cluster.header(&snapshot);
     // Those that a scan asks first, so that it is told that the segment is not there.
     let lacking: Vec<usize> = placement::rendezvous_order(segment, &entry.holders)[..2]
         .iter()

@@ -10,6 +10,7 @@ use datafusion::common::{Statistics, internal_datafusion_err};
 use datafusion::error::Result;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_plan::projection::ProjectionExec;
 
 /// Bytes that a value of unknown length is taken for: the size of a string view.
 const WIDTH_UNKNOWN: f64 = 16.0;
@@ -35,6 +36,17 @@ pub(crate) fn substitute(
     projection: &[ProjectionColumn],
 ) -> Result<Arc<dyn PhysicalExpr>> {
     map_columns(expression, |index| projection.get(index).map(|column| Arc::clone(&column.expression)))
+}
+
+/// The output columns of `projection` as ones over the columns that `below` reads.
+pub(crate) fn substitute_outputs(
+    projection: &ProjectionExec,
+    below: &[ProjectionColumn],
+) -> Result<Vec<ProjectionColumn>> {
+    let outputs = projection.expr().iter().map(|output| {
+        Ok(ProjectionColumn { expression: substitute(&output.expr, below)?, name: output.alias.clone() })
+    });
+    outputs.collect()
 }
 
 /// The indices of the columns that occur in an expression.

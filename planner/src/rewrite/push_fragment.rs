@@ -18,7 +18,7 @@ use datafusion::physical_plan::projection::{ProjectionExec, ProjectionExpr};
 use datafusion::physical_plan::sorts::sort::SortExec;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 
-use super::compose::{Widths, columns_used, reindex, substitute};
+use super::compose::{Widths, columns_used, reindex, substitute, substitute_outputs};
 use super::pushable::Pushable;
 use crate::estimate::scan_statistics;
 use crate::options::{Pushdown, pushdown};
@@ -111,18 +111,16 @@ impl PushFragment {
         projection: &ProjectionExec,
         config: &ConfigOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let outputs = projection.expr().iter().map(|output| {
-            let expression = substitute(&output.expr, scan.fragment().projection())?;
-            Ok(ProjectionColumn { expression, name: output.alias.clone() })
-        });
-        let outputs = outputs.collect::<Result<Vec<_>>>()?;
+        let outputs = substitute_outputs(projection, scan.fragment().projection())?;
         let used: BTreeSet<usize> = projection.expr().iter().flat_map(|output| columns_used(&output.expr)).collect();
         let used: Vec<usize> = used.into_iter().collect();
 
         let checked = self.pushable.check_projection(&outputs, scan.fragment().scan_schema(), config);
         let reason = match checked {
             Err(reason) => reason,
-            Ok(()) if !pays(scan, &outputs, &used) => "it would send more bytes than its columns have".to_owned(),
+            Ok(()) if pushdown(config) == Pushdown::Auto && !pays(scan, &outputs, &used) => {
+                "it would send more bytes than its columns have".to_owned()
+            }
             Ok(()) => {
                 let pushed = scan.with_projection(&outputs)?;
                 if pushed.schema() == projection.schema() {

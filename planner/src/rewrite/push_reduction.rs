@@ -18,7 +18,7 @@ use datafusion::physical_plan::sorts::sort::SortExec;
 use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
 use datafusion::physical_plan::{ExecutionPlan, Partitioning};
 
-use super::compose::substitute;
+use super::compose::{columns_used, substitute, substitute_outputs};
 use super::pushable::Pushable;
 use crate::options::{Pushdown, pushdown};
 use crate::scan_exec::StorageScanExec;
@@ -59,16 +59,26 @@ impl PushReduction {
             None if pushdown(config) == Pushdown::Auto => self.costs_more(aggregate, &found)?,
             refused => refused,
         };
-        let reduced = match refused {
-            Some(reason) => Err(reason),
-            None => Reduction::aggregate(aggregate)
-                .and_then(|reduction| scan.fragment().with_reduction(reduction))
-                .map_err(|error| error.message().to_owned()),
-        };
-        match reduced.and_then(|fragment| self.pushable.check_reduction(&fragment).map(|()| fragment)) {
-            Ok(fragment) => Ok(Some(Arc::new(scan.with_reduced_fragment(fragment)?))),
+        match self.reduced(&scan, refused, || Reduction::aggregate(aggregate)) {
+            Ok(fragment) => Ok(Some(Arc::new(scan.with_fragment(fragment)?))),
             Err(reason) => noted(aggregate.input(), &found, "aggregate", &reason).map(Some),
         }
+    }
+
+    /// The scan's fragment with a reduction, or why it cannot have it.
+    fn reduced(
+        &self,
+        scan: &StorageScanExec,
+        refused: Option<String>,
+        reduction: impl FnOnce() -> aubade_proto::Result<Reduction>,
+    ) -> Result<Fragment, String> {
+        if let Some(reason) = refused {
+            return Err(reason);
+        }
+        let fragment = reduction().and_then(|reduction| scan.fragment().with_reduction(reduction));
+        let fragment = fragment.map_err(|error| error.message().to_owned())?;
+        self.pushable.check_reduction(&fragment)?;
+        Ok(fragment)
     }
 
     /// The scan with the projections between it and the aggregate in it, or why that cannot be.
@@ -79,11 +89,7 @@ impl PushReduction {
         let mut scan = found.scan.clone();
         // The innermost first.
         for projection in found.projections.iter().rev() {
-            let outputs = projection.expr().iter().map(|output| {
-                let expression = substitute(&output.expr, scan.fragment().projection())?;
-                Ok(ProjectionColumn { expression, name: output.alias.clone() })
-            });
-            let outputs = outputs.collect::<Result<Vec<_>>>()?;
+            let outputs = substitute_outputs(projection, scan.fragment().projection())?;
             if let Err(reason) = self.pushable.check_projection(&outputs, scan.fragment().scan_schema(), config) {
                 return Ok(Err(reason));
             }
@@ -119,15 +125,9 @@ impl PushReduction {
         } else {
             sort.expr().iter().find_map(|key| self.pushable.check_kinds(&key.expr, config).err())
         };
-        let reduced = match refused {
-            Some(reason) => Err(reason),
-            None => Reduction::top_k(sort)
-                .and_then(|reduction| scan.fragment().with_reduction(reduction))
-                .map_err(|error| error.message().to_owned()),
-        };
-        match reduced.and_then(|fragment| self.pushable.check_reduction(&fragment).map(|()| fragment)) {
+        match self.reduced(scan, refused, || Reduction::top_k(sort)) {
             Ok(fragment) => {
-                let scan: Arc<dyn ExecutionPlan> = Arc::new(scan.with_reduced_fragment(fragment)?);
+                let scan: Arc<dyn ExecutionPlan> = Arc::new(scan.with_fragment(fragment)?);
                 replace_scan(sort.input(), &scan).map(Some)
             }
             Err(reason) => noted(sort.input(), &found, "first rows", &reason).map(Some),
@@ -238,14 +238,6 @@ impl PhysicalOptimizerRule for PushReduction {
     }
 }
 
-/// What a fragment reduces, as a plan over its projected rows; for estimates.
-pub(crate) fn reduced(fragment: &Fragment, rows: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
-    match fragment.reduction() {
-        None => Ok(rows),
-        Some(reduction) => Ok(reduction.over(rows)?),
-    }
-}
-
 /// The column of a reduced scan as an expression over the projected rows, where it stands for one.
 pub(crate) fn before_reduction(
     fragment: &Fragment,
@@ -266,6 +258,6 @@ pub(crate) fn before_reduction(
         .iter()
         .map(|(expression, name)| ProjectionColumn { expression: Arc::clone(expression), name: name.clone() })
         .collect();
-    let known = super::compose::columns_used(filter).into_iter().all(|index| index < groups.len());
+    let known = columns_used(filter).into_iter().all(|index| index < groups.len());
     if known { substitute(filter, &groups).map(Some) } else { Ok(None) }
 }
