@@ -8,5 +8,8 @@ mod cluster;
 mod embedded;
 mod faults;
 mod harness;
+mod oracle;
+mod plain;
 mod repair;
+mod tpcds;
 mod tpch;

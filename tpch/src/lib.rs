@@ -11,4 +11,4 @@ pub mod verify;
 pub use generate::{Scale, TpchTable};
 pub use oracle::Oracle;
 pub use queries::{QUERIES, Query, query};
-pub use verify::{Difference, compare};
+pub use verify::{Difference, RowOrder, compare, compare_rows_in};

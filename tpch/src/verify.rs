@@ -49,11 +49,40 @@ pub enum Difference {
     Unreadable(String),
 }
 
+/// The order in which a query gives its rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowOrder<'a> {
+    /// The columns of the result that ORDER BY names, in its order; empty if there is none.
+    pub columns: &'a [usize],
+    /// Whether rows that agree in all of them are one and the same.
+    pub total: bool,
+    /// Its LIMIT.
+    pub limit: Option<usize>,
+}
+
+impl RowOrder<'_> {
+    /// Of a query that does not order: its rows are a multiset.
+    pub const NONE: Self = Self { columns: &[], total: false, limit: None };
+}
+
 /// Compares the results of a query.
 ///
 /// # Errors
 /// The first difference.
 pub fn compare(query: &Query, expected: &[RecordBatch], actual: &[RecordBatch]) -> Result<(), Difference> {
+    let order = RowOrder { columns: query.order_columns, total: query.totally_ordered, limit: query.limit };
+    compare_rows_in(order, expected, actual)
+}
+
+/// Compares two results in the order that they should have.
+///
+/// # Errors
+/// The first difference.
+pub fn compare_rows_in(
+    order: RowOrder<'_>,
+    expected: &[RecordBatch],
+    actual: &[RecordBatch],
+) -> Result<(), Difference> {
     let names = compare_columns(expected, actual)?;
     let mut expected = rows(expected)?;
     let mut actual = rows(actual)?;
@@ -62,14 +91,14 @@ pub fn compare(query: &Query, expected: &[RecordBatch], actual: &[RecordBatch]) 
     }
     let count = expected.len();
     for row in 0..count {
-        compare_cells(&names, row, query.order_columns, &expected[row], &actual[row])?;
+        compare_cells(&names, row, order.columns, &expected[row], &actual[row])?;
     }
     let all: Vec<usize> = (0..names.len()).collect();
     // Where LIMIT cuts a group of ties, either result may keep any of its rows.
-    let cut = query.limit == Some(count) && !query.totally_ordered;
+    let cut = order.limit == Some(count) && !order.total;
     let mut start = 0;
     while start < count {
-        let end = tie_end(&expected, start, query.order_columns);
+        let end = tie_end(&expected, start, order.columns);
         if !(cut && end == count) {
             expected[start..end].sort_by(|a, b| compare_rows(a, b));
             actual[start..end].sort_by(|a, b| compare_rows(a, b));

@@ -1,0 +1,47 @@
+//! Queries that once gave another answer than plain DataFusion, each with tables as small as they can be.
+
+use super::queries::Query;
+use super::{Expected, Targets, failures};
+use crate::plain::{Plain, run_in};
+
+/// A query that once went wrong.
+struct Case {
+    name: &'static str,
+    /// Statements that plain DataFusion runs as well. Tables have names that no other case uses.
+    setup: &'static [&'static str],
+    /// SET statements.
+    settings: &'static [&'static str],
+    sql: &'static str,
+    /// Whether it orders by every column of its result.
+    ordered: bool,
+}
+
+const CASES: &[Case] = &[];
+
+async fn try_case(targets: &Targets, case: &Case) -> Vec<String> {
+    let plain = Plain::new(3);
+    for statement in case.setup {
+        plain.run(statement).await.unwrap();
+        for (_, engine) in targets.engines() {
+            run_in(&engine.session(), statement).await.unwrap();
+        }
+    }
+    let expected = match plain.run(case.sql).await {
+        Ok(rows) => Expected::Rows(rows),
+        Err(error) => Expected::Failure(error.strip_backtrace()),
+    };
+    let query = Query { shape: case.name, sql: case.sql.to_owned(), ordered: case.ordered };
+    failures(targets, &expected, &query, case.settings).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_found_once_stays_mended() {
+    let targets = Targets::start().await;
+    let mut failed = Vec::new();
+    for case in CASES {
+        let failures = try_case(&targets, case).await;
+        failed.extend(failures.into_iter().map(|failure| format!("{}: {failure}", case.name)));
+    }
+    targets.stop().await;
+    assert!(failed.is_empty(), "{failed:#?}");
+}

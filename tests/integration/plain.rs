@@ -1,0 +1,76 @@
+//! Plain DataFusion over tables in memory: what Aubade's answers are compared with.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::datatypes::SchemaRef;
+use arrow::record_batch::RecordBatch;
+use aubade_engine::{Engine, IngestMode, IngestTarget, Session};
+use aubade_environment::{Clock, SystemClock};
+use aubade_proto::Error;
+use datafusion::datasource::MemTable;
+use datafusion::error::DataFusionError;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::prelude::{SessionConfig, SessionContext};
+use futures::{TryStreamExt, stream};
+
+/// A query that takes longer hangs.
+pub const QUERY_TIME_MAX: Duration = Duration::from_secs(120);
+
+/// DataFusion as it comes, with no storage node and no rule of ours.
+pub struct Plain {
+    pub context: SessionContext,
+}
+
+impl Plain {
+    pub fn new(partitions: usize) -> Self {
+        let config = SessionConfig::new().with_information_schema(true).with_target_partitions(partitions);
+        Self { context: SessionContext::new_with_config(config) }
+    }
+
+    /// A table of these partitions.
+    pub fn register(&self, name: &str, schema: &SchemaRef, partitions: Vec<Vec<RecordBatch>>) {
+        let table = MemTable::try_new(Arc::clone(schema), partitions).unwrap();
+        self.context.register_table(name, Arc::new(table)).unwrap();
+    }
+
+    pub async fn run(&self, sql: &str) -> Result<Vec<RecordBatch>, DataFusionError> {
+        let frame = self.context.sql(sql).await?;
+        let schema = Arc::new(frame.schema().as_arrow().clone());
+        with_schema(&schema, frame.collect().await?)
+    }
+}
+
+/// An empty result has a schema too.
+fn with_schema(schema: &SchemaRef, mut batches: Vec<RecordBatch>) -> Result<Vec<RecordBatch>, DataFusionError> {
+    if batches.is_empty() {
+        batches.push(RecordBatch::new_empty(Arc::clone(schema)));
+    }
+    Ok(batches)
+}
+
+/// Runs one statement in a session to its end; fails the test where it hangs.
+pub async fn run_in(session: &Session, sql: &str) -> Result<Vec<RecordBatch>, Error> {
+    let query = async {
+        let output = session.execute(sql).await?;
+        let batches: Vec<RecordBatch> = output.stream.try_collect().await.map_err(Error::from_datafusion)?;
+        with_schema(&output.schema, batches).map_err(Error::from_datafusion)
+    };
+    let clock: &dyn Clock = &SystemClock::default();
+    let done = aubade_environment::clock::timeout(clock, QUERY_TIME_MAX, query).await;
+    done.unwrap_or_else(|| panic!("no end after {QUERY_TIME_MAX:?}: {sql}"))
+}
+
+/// Loads a table in place of the one that had its name: one segment for each batch.
+pub async fn load(engine: &Engine, name: &str, schema: &SchemaRef, segments: &[RecordBatch]) {
+    let ingest = async |mode, batches: Vec<RecordBatch>| {
+        let target = IngestTarget { schema: None, table: name.to_owned(), mode };
+        let batches = stream::iter(batches.into_iter().map(Ok));
+        let rows = RecordBatchStreamAdapter::new(Arc::clone(schema), batches);
+        engine.session().ingest(target, Box::pin(rows)).await.unwrap();
+    };
+    ingest(IngestMode::Replace, segments.first().cloned().into_iter().collect()).await;
+    for segment in segments.iter().skip(1) {
+        ingest(IngestMode::Append, vec![segment.clone()]).await;
+    }
+}
