@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use crate::benchmark::{self, elapsed};
 use crate::command::serve::RunningFlight;
-use crate::command::storage_node::RunningNode;
+use crate::command::storage_node::{RunningNode, entry};
 use crate::command::tpch::{Selection, loaded_scale};
 use crate::output::{self, Format};
 use crate::shell::Shell;
@@ -207,9 +207,8 @@ impl DemoCluster {
             let node = StorageNode::open(environment.clone(), manifest.snapshot().cluster_id, options).await?;
             let listener = connect::listen(environment, ANY_PORT).await?;
             let address = connect::local_address(listener.as_ref())?.to_string();
-            let running = RunningNode::start(node, listener);
-            let entry = running.entry(address);
-            self.nodes.push(running);
+            let entry = entry(&node, address);
+            self.nodes.push(RunningNode::start(node, listener));
             manifest.register(&entry).await?;
         }
         let listener = connect::listen(environment, demo.listen.as_deref().unwrap_or(ANY_PORT)).await?;

@@ -76,12 +76,14 @@ impl StorageNodeCommand {
             None => local.to_string(),
         };
         let node = StorageNode::open(environment.clone(), manifest.snapshot().cluster_id, self.options()).await?;
+        // Before it serves: one that is refused, since another node has its address, must not take what is meant for
+        // that one. Callers that are faster wait in the listener's backlog.
+        if let Err(error) = interrupt::until_shutdown(manifest.register(&entry(&node, address))).await {
+            node.shutdown(SHUTDOWN_GRACE).await;
+            return Err(error);
+        }
         let running = RunningNode::start(node, listener);
-        let joined = async {
-            manifest.register(&running.entry(address)).await?;
-            output::line(&format!("listening on grpc://{local}"))
-        };
-        let result = match interrupt::until_shutdown(joined).await {
+        let result = match output::line(&format!("listening on grpc://{local}")) {
             Ok(()) => interrupt::shutdown_requested().await,
             Err(error) => Err(error),
         };
@@ -103,6 +105,11 @@ impl StorageNodeCommand {
     }
 }
 
+/// A node as the manifest knows it.
+pub(crate) fn entry(node: &StorageNode, address: String) -> NodeEntry {
+    NodeEntry { id: node.id(), zone: node.zone().to_owned(), address }
+}
+
 /// A storage node that serves.
 #[derive(Debug)]
 pub(crate) struct RunningNode {
@@ -121,11 +128,6 @@ impl RunningNode {
             }
         });
         Self { node, tasks }
-    }
-
-    /// As the manifest knows it.
-    pub(crate) fn entry(&self, address: String) -> NodeEntry {
-        NodeEntry { id: self.node.id(), zone: self.node.zone().to_owned(), address }
     }
 
     /// Refuses new work, lets running scans end, and stops.
