@@ -31,7 +31,7 @@ pub(crate) enum Cluster {
     Init(Init),
     /// Show nodes, zones, replicas, tables, segments and the version of the manifest
     Status(Status),
-    /// Take a storage node that is gone for good out of the cluster
+    // Without a text of its own, so that `--help` shows all of that of the command.
     RemoveNode(RemoveNode),
 }
 
