@@ -37,7 +37,7 @@ use aubade_proto::{ClusterId, Epoch, Error, ErrorCode, Result, ResultExt, Segmen
 use aubade_storage_node::{StorageNode, StorageNodeOptions};
 use datafusion::datasource::sink::DataSink;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
-use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
+use datafusion::execution::memory_pool::TrackConsumersPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use futures::FutureExt;
@@ -47,6 +47,7 @@ use rayon::ThreadPool;
 use crate::cluster::Cluster;
 use crate::file_policy::{FileAccess, PolicyObjectStores};
 use crate::limits::CONTROL_TIMEOUT;
+use crate::memory_pool::HeadroomPool;
 use crate::query::QueryLog;
 use crate::session::Session;
 use crate::status::ClusterStatus;
@@ -416,7 +417,7 @@ impl TableAccess for Engine {
 }
 
 fn runtime_env(options: &EngineOptions) -> Result<Arc<RuntimeEnv>> {
-    let pool = TrackConsumersPool::new(FairSpillPool::new(options.memory_limit_bytes()), NAMED_CONSUMERS);
+    let pool = TrackConsumersPool::new(HeadroomPool::new(options.memory_limit_bytes()), NAMED_CONSUMERS);
     let spill = match &options.spill_dir {
         Some(dir) => DiskManagerMode::Directories(vec![dir.clone()]),
         None => DiskManagerMode::OsTmpDirectory,

@@ -11,6 +11,7 @@ pub mod file_policy;
 pub mod flight;
 mod limits;
 mod maintenance;
+mod memory_pool;
 pub mod query;
 pub mod session;
 mod statement;

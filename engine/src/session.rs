@@ -13,7 +13,7 @@ use std::time::Duration;
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use aubade_environment::clock::timeout;
-use aubade_planner::{PlannerOptions, bind_snapshot, session_config, session_state};
+use aubade_planner::{Opaque, PlannerOptions, bind_snapshot, session_config, session_state};
 use aubade_proto::{Error, Result};
 use datafusion::execution::{SendableRecordBatchStream, SessionState};
 use futures::FutureExt;
@@ -39,7 +39,7 @@ struct Inner {
     id: Uuid,
     engine: Engine,
     /// Functions, rules and settings, without tables. Replaced as a whole when a setting changes.
-    template: RwLock<Arc<SessionState>>,
+    template: RwLock<Opaque<SessionState>>,
     /// What PREPARE made, by name. Kept as statements, not plans: each run plans for its snapshot.
     named: Mutex<BTreeMap<String, NamedStatement>>,
 }
@@ -104,7 +104,7 @@ impl Session {
         execution.sort_spill_reservation_bytes = execution.sort_spill_reservation_bytes.min(merge_bytes);
         let template = session_state(config, Arc::clone(engine.runtime()));
         let id = engine.environment().new_uuid();
-        Self(Arc::new(Inner { id, engine, template: RwLock::new(Arc::new(template)), named: Mutex::default() }))
+        Self(Arc::new(Inner { id, engine, template: RwLock::new(Opaque::new(template)), named: Mutex::default() }))
     }
 
     /// Names the session in query records.
@@ -213,12 +213,12 @@ impl Session {
         &self.0.engine
     }
 
-    pub(crate) fn template(&self) -> Arc<SessionState> {
-        Arc::clone(&self.0.template.read())
+    pub(crate) fn template(&self) -> Opaque<SessionState> {
+        self.0.template.read().clone()
     }
 
     pub(crate) fn set_template(&self, template: SessionState) {
-        *self.0.template.write() = Arc::new(template);
+        *self.0.template.write() = Opaque::new(template);
     }
 
     pub(crate) fn named(&self) -> &Mutex<BTreeMap<String, NamedStatement>> {

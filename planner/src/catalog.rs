@@ -17,6 +17,8 @@ use datafusion::logical_expr::{DdlStatement, EmptyRelation, LogicalPlan, TableTy
 
 use crate::access::TableAccess;
 use crate::errors::improve_error;
+use crate::files::{check_files_present, open_external_table};
+use crate::opaque::Opaque;
 use crate::table::AubadeTable;
 
 /// The name of the one catalog.
@@ -41,7 +43,7 @@ pub struct SnapshotCatalog {
     snapshot: Arc<Snapshot>,
     access: Arc<dyn TableAccess>,
     /// Plans views and external tables; has no tables of its own.
-    template: Arc<SessionState>,
+    template: Opaque<SessionState>,
     /// The views that are being planned, outermost first.
     views: Vec<RelationName>,
     purpose: Purpose,
@@ -56,7 +58,7 @@ impl fmt::Debug for SnapshotCatalog {
 impl SnapshotCatalog {
     /// The catalog of `snapshot`; views are planned with the functions and settings of `template`.
     pub fn new(snapshot: Arc<Snapshot>, access: Arc<dyn TableAccess>, template: SessionState) -> Self {
-        Self { snapshot, access, template: Arc::new(template), views: Vec::new(), purpose: Purpose::Planning }
+        Self { snapshot, access, template: Opaque::new(template), views: Vec::new(), purpose: Purpose::Planning }
     }
 
     /// What the queries read.
@@ -110,21 +112,10 @@ impl SnapshotCatalog {
                 Error::internal(format!("external table {name} is not defined by CREATE EXTERNAL TABLE")).into()
             );
         };
-        let Some(factory) = state.table_factories().get(&command.file_type.to_uppercase()) else {
-            let message = format!("external table {name} has the unknown format {}", command.file_type);
-            return Err(Error::new(ErrorCode::NotSupported, message).hint("PARQUET, CSV, JSON and ARROW work").into());
-        };
-        let table = factory.create(state, &command).await.map_err(|error| failure(unreadable(error)))?;
-        if table.schema().fields().is_empty() {
-            let message = format!(
-                "external table {name} cannot be read: there are no files with columns at {}",
-                command.locations.join(", ")
-            );
-            return Err(Error::new(ErrorCode::FileUnreadable, message)
-                .hint("bring the files back, or drop the table and create it again")
-                .into());
+        if self.purpose == Purpose::Planning {
+            check_files_present(state, &command).await.map_err(failure)?;
         }
-        Ok(table)
+        open_external_table(state, &command).await.map_err(failure)
     }
 
     async fn provider(&self, name: &RelationName, relation: &Relation) -> Result<Arc<dyn TableProvider>> {
@@ -149,7 +140,12 @@ impl SnapshotCatalog {
     fn explain_failure(&self, what: &str, name: &RelationName, error: DataFusionError) -> DataFusionError {
         let error = improve_error(&self.snapshot, error);
         let outer = Error::new(error.code(), format!("{what} {name} cannot be read: {}", error.message()));
-        let hint = error.hint_text().map(str::to_owned);
+        let hint = match (error.code(), error.hint_text()) {
+            (ErrorCode::FileUnreadable, None) => {
+                Some("bring the files back, or drop the table and create it again".to_owned())
+            }
+            (_, hint) => hint.map(str::to_owned),
+        };
         let outer = outer.source(error);
         match hint {
             Some(hint) => outer.hint(hint),
@@ -157,18 +153,6 @@ impl SnapshotCatalog {
         }
         .into()
     }
-}
-
-/// The definition of a stored external table was planned once: what does not fit any more are its files.
-fn unreadable(error: DataFusionError) -> DataFusionError {
-    if !matches!(error.find_root(), DataFusionError::Plan(_)) {
-        return error;
-    }
-    let text = error.strip_backtrace();
-    let message = text.strip_prefix("Error during planning: ").unwrap_or(&text);
-    Error::new(ErrorCode::FileUnreadable, message)
-        .hint("bring the files back, or drop the table and create it again")
-        .into()
 }
 
 /// What stands for a relation that cannot be planned, where it is only listed.

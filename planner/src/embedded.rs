@@ -16,6 +16,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use crate::access::{ScanTask, TableAccess};
 use crate::errors::improve_error;
 use crate::explain::plan_text;
+use crate::opaque::Opaque;
 use crate::scan_exec::StorageScanExec;
 use crate::session::{bind_snapshot, session_config, session_state};
 
@@ -35,7 +36,7 @@ pub struct PlannerOptions {
 pub struct Planner {
     snapshot: Arc<Snapshot>,
     access: Arc<dyn TableAccess>,
-    template: SessionState,
+    template: Opaque<SessionState>,
 }
 
 impl Planner {
@@ -47,7 +48,7 @@ impl Planner {
     /// Plans over `snapshot`; the plans run their scans with `access`.
     pub fn with_access(snapshot: Arc<Snapshot>, access: Arc<dyn TableAccess>, options: &PlannerOptions) -> Self {
         let template = session_state(session_config(options), Arc::new(RuntimeEnv::default()));
-        Self { snapshot, access, template }
+        Self { snapshot, access, template: Opaque::new(template) }
     }
 
     /// Plans one query.

@@ -21,7 +21,9 @@ use datafusion::execution::{RecordBatchStream, SendableRecordBatchStream, TaskCo
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::conjunction;
 use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_plan::aggregates::AggregateExec;
 use datafusion::physical_plan::coop::make_cooperative;
+use datafusion::physical_plan::empty::EmptyExec;
 use datafusion::physical_plan::execution_plan::{
     Boundedness, CardinalityEffect, ChildrenPropertiesMode, EmissionType, ReplaceChildrenOptions, SchedulingType,
     apply_expression_roots,
@@ -30,10 +32,11 @@ use datafusion::physical_plan::filter_pushdown::{ChildPushdownResult, FilterPush
 use datafusion::physical_plan::metrics::MetricsSet;
 use datafusion::physical_plan::projection::ProjectionExec;
 use datafusion::physical_plan::statistics::StatisticsArgs;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, EmptyRecordBatchStream, ExecutionPlan, Partitioning, PlanProperties,
 };
-use futures::Stream;
+use futures::{Stream, StreamExt};
 
 use crate::access::{ScanMetrics, ScanTask, TableAccess};
 use crate::estimate::{Estimate, estimate};
@@ -301,6 +304,53 @@ impl StorageScanExec {
         }
         Ok(statistics)
     }
+
+    /// Runs the fragment on `segments`, the share of `partition`.
+    fn scan(
+        &self,
+        segments: Vec<usize>,
+        partition: usize,
+        context: Arc<TaskContext>,
+    ) -> Result<SendableRecordBatchStream> {
+        let schema = self.schema();
+        if segments.is_empty() || self.fragment.limit() == Some(0) {
+            return Ok(Box::pin(EmptyRecordBatchStream::new(schema)));
+        }
+        let task = ScanTask {
+            snapshot: Arc::clone(&self.target.snapshot),
+            table: Arc::clone(&self.target.table),
+            segments,
+            fragment: RuntimeFragment::new(
+                Arc::clone(&self.fragment),
+                Arc::clone(&self.runtime_filters),
+                self.pushable.clone(),
+                Arc::clone(context.session_config().options()),
+            ),
+            metrics: self.metrics.clone(),
+            partition,
+        };
+        let inner = self.target.access.scan(task, context)?;
+        let rows_left = self.fragment.limit().map(|limit| usize::try_from(limit).unwrap_or(usize::MAX));
+        Ok(make_cooperative(Box::pin(ScanStream {
+            schema,
+            inner: Some(inner),
+            rows_left,
+            metrics: self.metrics.clone(),
+        })))
+    }
+
+    /// What an aggregate with a grand total among its grouping sets makes of no rows: one row of states that change
+    /// nothing where they are merged. Nodes that are asked nothing, since no segment is left, could not send it.
+    fn totals_of_nothing(&self, context: &Arc<TaskContext>) -> Result<Option<SendableRecordBatchStream>> {
+        let Some(reduction) = self.fragment.reduction() else { return Ok(None) };
+        let Some(aggregate) = reduction.plan().downcast_ref::<AggregateExec>() else { return Ok(None) };
+        let group = aggregate.group_expr();
+        if !group.has_grouping_set() || !group.groups().iter().any(|nulls| nulls.iter().all(|null| *null)) {
+            return Ok(None);
+        }
+        let nothing = Arc::new(EmptyExec::new(reduction.input_schema()));
+        reduction.over(nothing)?.execute(0, Arc::clone(context)).map(Some)
+    }
 }
 
 impl DisplayAs for StorageScanExec {
@@ -352,31 +402,13 @@ impl ExecutionPlan for StorageScanExec {
         let segments = self.segments.shares.get(partition).cloned();
         let segments = segments.ok_or_else(|| internal_datafusion_err!("the scan has no partition {partition}"))?;
         self.count_segments();
-        let schema = self.schema();
-        if segments.is_empty() || self.fragment.limit() == Some(0) {
-            return Ok(Box::pin(EmptyRecordBatchStream::new(schema)));
+        if partition == 0
+            && let Some(totals) = self.totals_of_nothing(&context)?
+        {
+            let rows = totals.chain(self.scan(segments, partition, context)?);
+            return Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), rows)));
         }
-        let task = ScanTask {
-            snapshot: Arc::clone(&self.target.snapshot),
-            table: Arc::clone(&self.target.table),
-            segments,
-            fragment: RuntimeFragment::new(
-                Arc::clone(&self.fragment),
-                Arc::clone(&self.runtime_filters),
-                self.pushable.clone(),
-                Arc::clone(context.session_config().options()),
-            ),
-            metrics: self.metrics.clone(),
-            partition,
-        };
-        let inner = self.target.access.scan(task, context)?;
-        let rows_left = self.fragment.limit().map(|limit| usize::try_from(limit).unwrap_or(usize::MAX));
-        Ok(make_cooperative(Box::pin(ScanStream {
-            schema,
-            inner: Some(inner),
-            rows_left,
-            metrics: self.metrics.clone(),
-        })))
+        self.scan(segments, partition, context)
     }
 
     fn metrics(&self) -> Option<MetricsSet> {

@@ -1,6 +1,7 @@
 //! The one error that crosses crate and process borders: a stable code, a message that names the
 //! thing, a hint what to do, and the cause.
 
+use std::any::Any;
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
@@ -428,6 +429,12 @@ impl From<Error> for tonic::Status {
     fn from(error: Error) -> Self {
         error.to_status()
     }
+}
+
+/// What a panic said.
+pub fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("no message").to_owned()
 }
 
 /// Turns foreign errors into ours at the place that knows what was being done.

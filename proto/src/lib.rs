@@ -15,7 +15,7 @@ pub mod segment;
 pub mod wire;
 
 pub use code::{ErrorCode, Retry};
-pub use error::{Error, Result, ResultExt};
+pub use error::{Error, Result, ResultExt, panic_text};
 pub use fragment::{Fragment, ProjectionColumn};
 pub use id::{ClusterId, Epoch, NodeId, RelationId, RequestId, SegmentId, TransactionId, Version};
 pub use membership::{KeySet, Membership};

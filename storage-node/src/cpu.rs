@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use aubade_proto::{Error, ErrorCode, Result, ResultExt};
+use aubade_proto::{Error, ErrorCode, Result, ResultExt, panic_text};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::oneshot;
 
@@ -48,9 +48,8 @@ impl CpuPool {
 }
 
 fn panicked(panic: &(dyn Any + Send)) -> Error {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    let text = text.unwrap_or("no message");
-    tracing::error!(panic = text, "a scan step panicked");
+    let text = panic_text(panic);
+    tracing::error!(%text, "a scan step panicked");
     Error::internal(format!("a scan step panicked: {text}"))
 }
 

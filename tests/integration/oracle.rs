@@ -112,7 +112,7 @@ impl<'a> Oracle<'a> {
     }
 
     async fn second(&self, settings: &[&str]) -> Plain {
-        let plain = Plain::new(1);
+        let plain = Plain::new(2);
         for (table, (name, rows)) in self.tables.iter().zip(&self.reversed) {
             plain.register(name, &table.schema, vec![vec![rows.clone()]]);
         }

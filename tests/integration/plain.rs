@@ -1,5 +1,7 @@
 //! Plain DataFusion over tables in memory: what Aubade's answers are compared with.
 
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,12 +9,12 @@ use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use aubade_engine::{Engine, IngestMode, IngestTarget, Session};
 use aubade_environment::{Clock, SystemClock};
-use aubade_proto::Error;
+use aubade_proto::{Error, panic_text};
 use datafusion::datasource::MemTable;
 use datafusion::error::DataFusionError;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::prelude::{SessionConfig, SessionContext};
-use futures::{TryStreamExt, stream};
+use futures::{FutureExt, TryStreamExt, stream};
 
 /// A query that takes longer hangs.
 pub const QUERY_TIME_MAX: Duration = Duration::from_secs(120);
@@ -24,7 +26,9 @@ pub struct Plain {
 
 impl Plain {
     pub fn new(partitions: usize) -> Self {
-        let config = SessionConfig::new().with_information_schema(true).with_target_partitions(partitions);
+        let mut config = SessionConfig::new().with_information_schema(true).with_target_partitions(partitions);
+        // Panics where a group key is NaN.
+        config.options_mut().optimizer.enable_topk_aggregation = false;
         Self { context: SessionContext::new_with_config(config) }
     }
 
@@ -35,9 +39,13 @@ impl Plain {
     }
 
     pub async fn run(&self, sql: &str) -> Result<Vec<RecordBatch>, DataFusionError> {
-        let frame = self.context.sql(sql).await?;
-        let schema = Arc::new(frame.schema().as_arrow().clone());
-        with_schema(&schema, frame.collect().await?)
+        let query = async {
+            let frame = self.context.sql(sql).await?;
+            let schema = Arc::new(frame.schema().as_arrow().clone());
+            with_schema(&schema, frame.collect().await?)
+        };
+        let panicked = |panic: Box<dyn Any + Send>| Err(DataFusionError::Internal(panic_text(panic.as_ref())));
+        AssertUnwindSafe(query).catch_unwind().await.unwrap_or_else(panicked)
     }
 }
 

@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use aubade_planner::Opaque;
+use aubade_planner::files::reading_files;
 use aubade_proto::{Error, ErrorCode, Result};
 use datafusion::catalog::{CatalogProvider, CatalogProviderList, SchemaProvider, TableProvider};
 use datafusion::datasource::listing::{ListingTable, ListingTableConfig, ListingTableConfigExt, ListingTableUrl};
@@ -18,14 +20,14 @@ const FILE_ENDINGS: [&str; 10] =
     [".parquet", ".csv", ".tsv", ".json", ".ndjson", ".arrow", ".gz", ".zst", ".bz2", ".xz"];
 
 /// Lets the names of `state` that no table has be paths.
-pub(crate) fn with_url_tables(state: &mut SessionState, template: Arc<SessionState>, access: FileAccess) {
+pub(crate) fn with_url_tables(state: &mut SessionState, template: Opaque<SessionState>, access: FileAccess) {
     let tables = Arc::new(UrlTables { template, access });
     state.register_catalog_list(Arc::new(UrlCatalogs { inner: Arc::clone(state.catalog_list()), tables }));
 }
 
 struct UrlTables {
     /// Settings and runtime. Not the state that holds these tables, which would never be freed.
-    template: Arc<SessionState>,
+    template: Opaque<SessionState>,
     access: FileAccess,
 }
 
@@ -111,7 +113,7 @@ impl SchemaProvider for UrlSchema {
 impl UrlTables {
     async fn open(&self, name: &str) -> Result<Arc<dyn TableProvider>, DataFusionError> {
         self.access.check(name)?;
-        let table = self.read(name).await.map_err(|error| unreadable(name, error))?;
+        let table = reading_files(self.read(name)).await.map_err(|error| unreadable(name, error))?;
         Ok(Arc::new(table))
     }
 

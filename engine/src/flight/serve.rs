@@ -37,8 +37,9 @@ const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 const FRAME_BYTES: u32 = 1 << 20;
 /// Pause after a failed accept: usually there are no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Time for connections to close once all their calls have ended.
-const CLOSE_GRACE: Duration = Duration::from_secs(2);
+/// Time for clients to take what was sent before their calls ended, and the error that ended them. Connections without
+/// calls close at once; this is for those that read slowly.
+const CLOSE_GRACE: Duration = Duration::from_secs(10);
 
 /// Serves Flight SQL until `tasks` stops. Then it accepts nothing more, lets running streams and
 /// uploads end for [`FlightOptions::shutdown_grace`], and ends the rest with `SHUTTING_DOWN`.
@@ -75,7 +76,7 @@ pub async fn serve_flight(
         health.set_not_serving::<FlightServiceServer<Front>>().await;
         clock.sleep(options.shutdown_grace).await;
         closing.cancel();
-        // Clients that keep idle connections open do not hold the process up.
+        // Clients that read no more do not hold the process up.
         clock.sleep(CLOSE_GRACE).await;
     };
     tokio::select! {

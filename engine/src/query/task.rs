@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
 
-use aubade_proto::{Error, ErrorCode, Result};
+use aubade_proto::{Error, ErrorCode, Result, panic_text};
 use futures::FutureExt;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
@@ -41,11 +41,7 @@ pub(super) async fn without_panic<T>(work: impl Future<Output = Result<T>>) -> R
 }
 
 fn panic_error(panic: &(dyn Any + Send)) -> Error {
-    let text = panic
-        .downcast_ref::<&str>()
-        .map(ToString::to_string)
-        .or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "no message".to_owned());
+    let text = panic_text(panic);
     tracing::error!(%text, "a statement panicked");
     Error::internal(format!("the statement hit a defect: {text}")).hint("report the statement and this message")
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use aubade_catalog::{Action, RelationDefinition, RelationKind};
+use aubade_planner::files::{check_files_present, open_external_table};
 use aubade_proto::{Error, ErrorCode, RelationId, Result, ResultExt};
 use datafusion::logical_expr::{DdlStatement, LogicalPlan};
 use datafusion::sql::parser::{CreateExternalTable, Statement as Ast};
@@ -51,11 +52,11 @@ async fn open(context: &StatementContext, create: CreateExternalTable) -> Result
     let LogicalPlan::Ddl(DdlStatement::CreateExternalTable(command)) = plan else {
         return Err(Error::internal("CREATE EXTERNAL TABLE is planned as something else"));
     };
-    let Some(factory) = context.state().table_factories().get(&command.file_type.to_uppercase()) else {
-        let text = format!("there is no file format '{}'", command.file_type);
-        return Err(Error::new(ErrorCode::NotSupported, text).hint("use PARQUET, CSV, JSON or ARROW"));
+    let opened = async {
+        check_files_present(context.state(), &command).await?;
+        open_external_table(context.state(), &command).await
     };
-    let table = factory.create(context.state(), &command).await.map_err(|error| {
+    opened.await.map(drop).map_err(|error| {
         let cause = Error::from_datafusion(error);
         match cause.code() {
             ErrorCode::PermissionDenied | ErrorCode::InvalidArgument | ErrorCode::NotSupported => cause,
@@ -63,12 +64,7 @@ async fn open(context: &StatementContext, create: CreateExternalTable) -> Result
                 .hint("check the path and that the files are whole")
                 .source(cause),
         }
-    })?;
-    if table.schema().fields().is_empty() {
-        return Err(Error::new(ErrorCode::FileUnreadable, format!("there are no files with columns at {locations}"))
-            .hint("check the path, or declare the columns"));
-    }
-    Ok(())
+    })
 }
 
 /// The statement with its relative paths made absolute: it is read again by processes that run in

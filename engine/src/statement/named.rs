@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use aubade_planner::Opaque;
 use aubade_proto::{Error, ErrorCode, Result};
 use datafusion::common::ScalarValue;
 use datafusion::logical_expr::simplify::SimplifyContext;
@@ -18,7 +19,7 @@ const NAMED_STATEMENTS_MAX: usize = 1_000;
 
 /// What PREPARE made. The statement and not its plan: a plan belongs to one snapshot.
 #[derive(Clone, Debug)]
-pub(crate) struct NamedStatement(Arc<SqlAst>);
+pub(crate) struct NamedStatement(Opaque<SqlAst>);
 
 pub(super) async fn prepare(context: &StatementContext, ast: SqlAst) -> Result<QueryOutput> {
     let SqlAst::Prepare { name, data_types, statement } = &ast else {
@@ -46,7 +47,7 @@ pub(super) async fn prepare(context: &StatementContext, ast: SqlAst) -> Result<Q
         )
         .hint("free some with DEALLOCATE"));
     }
-    named.insert(name, NamedStatement(Arc::new(ast)));
+    named.insert(name, NamedStatement(Opaque::new(ast)));
     drop(named);
     context.done(0)
 }

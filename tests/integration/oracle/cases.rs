@@ -16,7 +16,22 @@ struct Case {
     ordered: bool,
 }
 
-const CASES: &[Case] = &[];
+const CASES: &[Case] = &[
+    Case {
+        name: "the first groups of keys that are NaN",
+        setup: &["CREATE TABLE nan_keys AS SELECT v / 0.0 * 0.0 AS f, v FROM (VALUES (1.0), (2.0), (3.0)) AS t (v)"],
+        settings: &[],
+        sql: "SELECT f, max(v) AS m FROM nan_keys GROUP BY f ORDER BY m DESC LIMIT 1",
+        ordered: true,
+    },
+    Case {
+        name: "the grand total of no rows",
+        setup: &["CREATE TABLE few_rows AS SELECT * FROM (VALUES (1, 'a'), (2, 'b')) AS t (k, s)"],
+        settings: &[],
+        sql: "SELECT k, s, count(*) AS n, sum(k) AS m FROM few_rows WHERE k > 5 GROUP BY ROLLUP (k, s)",
+        ordered: false,
+    },
+];
 
 async fn try_case(targets: &Targets, case: &Case) -> Vec<String> {
     let plain = Plain::new(3);

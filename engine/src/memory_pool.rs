@@ -1,0 +1,224 @@
+//! The pool of memory that queries share.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use datafusion::error::{DataFusionError, Result};
+use datafusion::execution::memory_pool::{
+    FairSpillPool, MemoryConsumer, MemoryLimit, MemoryPool, MemoryReservation, human_readable_size,
+};
+use parking_lot::Mutex;
+
+/// The consumer with which DataFusion's sort keeps rows; it spills.
+const SORTER: &str = "ExternalSorter[";
+/// The one with which the same sort merges what it spilled. It takes all that it is given, and merges fewer runs at a
+/// time when it is given less.
+const SORT_MERGE: &str = "ExternalSorterMerge[";
+
+/// A fair pool in which consumers that can do with less leave a fifth to those that can only fail, and in which a sort
+/// has its share for rows and merging together.
+///
+/// In DataFusion's fair pool, the merges of two sorts take all: the operator that reads from both gets nothing, or one of
+/// the merges does.
+#[derive(Debug)]
+pub(crate) struct HeadroomPool {
+    inner: FairSpillPool,
+    /// Bytes that consumers which can do with less may hold together.
+    elastic_bytes_max: usize,
+    elastic: Mutex<Elastic>,
+}
+
+/// What consumers that can do with less hold.
+#[derive(Debug, Default)]
+struct Elastic {
+    bytes: usize,
+    /// Consumers that can spill.
+    spillers: usize,
+    /// Sorts by the partition that their names end with.
+    sorts: BTreeMap<String, Sorts>,
+}
+
+/// Sorts of the same partition: more than one where a plan, or several, have more than one.
+#[derive(Debug, Default)]
+struct Sorts {
+    count: usize,
+    bytes: usize,
+}
+
+/// The partition that a consumer of a sort ends its name with.
+fn sort_partition(consumer: &MemoryConsumer) -> Option<&str> {
+    let name = consumer.name();
+    name.strip_prefix(SORTER).or_else(|| name.strip_prefix(SORT_MERGE))
+}
+
+fn is_elastic(consumer: &MemoryConsumer) -> bool {
+    consumer.can_spill() || sort_partition(consumer).is_some()
+}
+
+impl Elastic {
+    fn sorts_of(&mut self, consumer: &MemoryConsumer) -> Option<&mut Sorts> {
+        sort_partition(consumer).map(|partition| self.sorts.entry(partition.to_owned()).or_default())
+    }
+
+    fn grow(&mut self, consumer: &MemoryConsumer, additional: usize) {
+        self.bytes = self.bytes.saturating_add(additional);
+        if let Some(sorts) = self.sorts_of(consumer) {
+            sorts.bytes = sorts.bytes.saturating_add(additional);
+        }
+    }
+
+    fn shrink(&mut self, consumer: &MemoryConsumer, shrink: usize) {
+        self.bytes = self.bytes.saturating_sub(shrink);
+        if let Some(sorts) = self.sorts_of(consumer) {
+            sorts.bytes = sorts.bytes.saturating_sub(shrink);
+        }
+    }
+
+    /// Bytes that a consumer may still be given. A merge goes on when its sorter is gone.
+    fn available(&mut self, consumer: &MemoryConsumer, bytes_max: usize) -> usize {
+        let spillers = self.spillers.max(1);
+        let left = bytes_max.saturating_sub(self.bytes);
+        match self.sorts_of(consumer) {
+            Some(sorts) => left.min((bytes_max / spillers * sorts.count.max(1)).saturating_sub(sorts.bytes)),
+            None => left,
+        }
+    }
+}
+
+impl HeadroomPool {
+    /// A pool of that many bytes.
+    pub(crate) fn new(bytes: usize) -> Self {
+        let inner = FairSpillPool::new(bytes);
+        Self { inner, elastic_bytes_max: bytes - bytes / 5, elastic: Mutex::default() }
+    }
+}
+
+impl fmt::Display for HeadroomPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+impl MemoryPool for HeadroomPool {
+    fn name(&self) -> &str {
+        "headroom"
+    }
+
+    fn register(&self, consumer: &MemoryConsumer) {
+        self.inner.register(consumer);
+        if consumer.can_spill() {
+            let mut elastic = self.elastic.lock();
+            elastic.spillers += 1;
+            if let Some(sorts) = elastic.sorts_of(consumer) {
+                sorts.count += 1;
+            }
+        }
+    }
+
+    fn unregister(&self, consumer: &MemoryConsumer) {
+        self.inner.unregister(consumer);
+        let mut elastic = self.elastic.lock();
+        let sorts = usize::from(consumer.can_spill());
+        elastic.spillers = elastic.spillers.saturating_sub(sorts);
+        let Some(partition) = sort_partition(consumer) else { return };
+        if let Some(found) = elastic.sorts.get_mut(partition) {
+            found.count = found.count.saturating_sub(sorts);
+            if found.count == 0 && found.bytes == 0 {
+                elastic.sorts.remove(partition);
+            }
+        }
+    }
+
+    fn grow(&self, reservation: &MemoryReservation, additional: usize) {
+        self.inner.grow(reservation, additional);
+        if is_elastic(reservation.consumer()) {
+            self.elastic.lock().grow(reservation.consumer(), additional);
+        }
+    }
+
+    fn shrink(&self, reservation: &MemoryReservation, shrink: usize) {
+        self.inner.shrink(reservation, shrink);
+        if is_elastic(reservation.consumer()) {
+            self.elastic.lock().shrink(reservation.consumer(), shrink);
+        }
+    }
+
+    fn try_grow(&self, reservation: &MemoryReservation, additional: usize) -> Result<()> {
+        let consumer = reservation.consumer();
+        if !is_elastic(consumer) {
+            return self.inner.try_grow(reservation, additional);
+        }
+        let mut elastic = self.elastic.lock();
+        let available = elastic.available(consumer, self.elastic_bytes_max);
+        if additional > available {
+            return Err(DataFusionError::ResourcesExhausted(format!(
+                "Failed to allocate additional {} for {} with {} already allocated for this reservation - {} of the \
+                 share of consumers that can spill remain available in {self}",
+                human_readable_size(additional),
+                consumer.name(),
+                human_readable_size(reservation.size()),
+                human_readable_size(available),
+            )));
+        }
+        self.inner.try_grow(reservation, additional)?;
+        elastic.grow(consumer, additional);
+        Ok(())
+    }
+
+    fn reserved(&self) -> usize {
+        self.inner.reserved()
+    }
+
+    fn memory_limit(&self) -> MemoryLimit {
+        self.inner.memory_limit()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn sort(pool: &Arc<dyn MemoryPool>, partition: usize) -> (MemoryReservation, MemoryReservation) {
+        let sorter = MemoryConsumer::new(format!("ExternalSorter[{partition}]")).with_can_spill(true).register(pool);
+        (sorter, MemoryConsumer::new(format!("ExternalSorterMerge[{partition}]")).register(pool))
+    }
+
+    #[test]
+    fn sorts_have_equal_shares_and_leave_a_fifth() {
+        let pool: Arc<dyn MemoryPool> = Arc::new(HeadroomPool::new(1000));
+        let ((sorter, merge), (other_sorter, other_merge)) = (sort(&pool, 0), sort(&pool, 1));
+        let fixed = MemoryConsumer::new("SortPreservingMergeExec[0]").register(&pool);
+        sorter.try_grow(100).unwrap();
+        merge.try_grow(300).unwrap();
+        let error = merge.try_grow(1).unwrap_err().to_string();
+        assert!(error.contains("ExternalSorterMerge[0]"), "{error}");
+        sorter.try_grow(1).unwrap_err();
+        sorter.shrink(100);
+        merge.try_grow(101).unwrap_err();
+        merge.try_grow(100).unwrap();
+        other_merge.try_grow(400).unwrap();
+        other_sorter.try_grow(1).unwrap_err();
+        fixed.try_grow(200).unwrap();
+        fixed.try_grow(1).unwrap_err();
+        assert_eq!(pool.reserved(), 1000);
+        drop((sorter, merge));
+        other_sorter.try_grow(400).unwrap();
+        drop((other_sorter, other_merge, fixed));
+        assert_eq!(pool.reserved(), 0);
+        let all = MemoryConsumer::new("HashJoinInput").register(&pool);
+        all.try_grow(1000).unwrap();
+    }
+
+    #[test]
+    fn one_sort_has_all_but_a_fifth_and_none_is_remembered() {
+        let pool = Arc::new(HeadroomPool::new(1000));
+        let shared: Arc<dyn MemoryPool> = Arc::clone(&pool) as _;
+        let (sorter, merge) = sort(&shared, 3);
+        sorter.try_grow(800).unwrap();
+        merge.try_grow(1).unwrap_err();
+        drop((sorter, merge));
+        assert!(pool.elastic.lock().sorts.is_empty());
+    }
+}
