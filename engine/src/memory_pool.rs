@@ -14,6 +14,8 @@ const SORTER: &str = "ExternalSorter[";
 /// The one with which the same sort merges what it spilled. It takes all that it is given, and merges fewer runs at a
 /// time when it is given less.
 const SORT_MERGE: &str = "ExternalSorterMerge[";
+/// The consumer of an exchange between partitions: it can spill, and holds next to nothing as long as rows are read.
+const EXCHANGE: &str = "RepartitionExec[";
 
 /// A fair pool in which consumers that can do with less leave a fifth to those that can only fail, and in which a sort
 /// has its share for rows and merging together.
@@ -32,8 +34,8 @@ pub(crate) struct HeadroomPool {
 #[derive(Debug, Default)]
 struct Elastic {
     bytes: usize,
-    /// Consumers that can spill.
-    spillers: usize,
+    /// Consumers other than sorts that can spill and may hold much.
+    others: usize,
     /// Sorts by the partition that their names end with.
     sorts: BTreeMap<String, Sorts>,
 }
@@ -41,8 +43,16 @@ struct Elastic {
 /// Sorts of the same partition: more than one where a plan, or several, have more than one.
 #[derive(Debug, Default)]
 struct Sorts {
-    count: usize,
+    sorters: usize,
+    /// A merge goes on when its sorter is gone.
+    merges: usize,
     bytes: usize,
+}
+
+impl Sorts {
+    fn count(&self) -> usize {
+        self.sorters.max(self.merges)
+    }
 }
 
 /// The partition that a consumer of a sort ends its name with.
@@ -56,6 +66,16 @@ fn is_elastic(consumer: &MemoryConsumer) -> bool {
 }
 
 impl Elastic {
+    /// The count that a consumer belongs to, if it has a share.
+    fn count_of(&mut self, consumer: &MemoryConsumer) -> Option<&mut usize> {
+        let is_merge = consumer.name().starts_with(SORT_MERGE);
+        if sort_partition(consumer).is_some() {
+            return self.sorts_of(consumer).map(|sorts| if is_merge { &mut sorts.merges } else { &mut sorts.sorters });
+        }
+        let shares = consumer.can_spill() && !consumer.name().starts_with(EXCHANGE);
+        shares.then_some(&mut self.others)
+    }
+
     fn sorts_of(&mut self, consumer: &MemoryConsumer) -> Option<&mut Sorts> {
         sort_partition(consumer).map(|partition| self.sorts.entry(partition.to_owned()).or_default())
     }
@@ -74,12 +94,12 @@ impl Elastic {
         }
     }
 
-    /// Bytes that a consumer may still be given. A merge goes on when its sorter is gone.
+    /// Bytes that a consumer may still be given.
     fn available(&mut self, consumer: &MemoryConsumer, bytes_max: usize) -> usize {
-        let spillers = self.spillers.max(1);
         let left = bytes_max.saturating_sub(self.bytes);
+        let shares = self.others + self.sorts.values().map(Sorts::count).sum::<usize>();
         match self.sorts_of(consumer) {
-            Some(sorts) => left.min((bytes_max / spillers * sorts.count.max(1)).saturating_sub(sorts.bytes)),
+            Some(sorts) => left.min((bytes_max / shares.max(1) * sorts.count()).saturating_sub(sorts.bytes)),
             None => left,
         }
     }
@@ -106,27 +126,18 @@ impl MemoryPool for HeadroomPool {
 
     fn register(&self, consumer: &MemoryConsumer) {
         self.inner.register(consumer);
-        if consumer.can_spill() {
-            let mut elastic = self.elastic.lock();
-            elastic.spillers += 1;
-            if let Some(sorts) = elastic.sorts_of(consumer) {
-                sorts.count += 1;
-            }
+        if let Some(count) = self.elastic.lock().count_of(consumer) {
+            *count += 1;
         }
     }
 
     fn unregister(&self, consumer: &MemoryConsumer) {
         self.inner.unregister(consumer);
         let mut elastic = self.elastic.lock();
-        let sorts = usize::from(consumer.can_spill());
-        elastic.spillers = elastic.spillers.saturating_sub(sorts);
-        let Some(partition) = sort_partition(consumer) else { return };
-        if let Some(found) = elastic.sorts.get_mut(partition) {
-            found.count = found.count.saturating_sub(sorts);
-            if found.count == 0 && found.bytes == 0 {
-                elastic.sorts.remove(partition);
-            }
+        if let Some(count) = elastic.count_of(consumer) {
+            *count = count.saturating_sub(1);
         }
+        elastic.sorts.retain(|_, sorts| sorts.count() > 0);
     }
 
     fn grow(&self, reservation: &MemoryReservation, additional: usize) {
@@ -190,6 +201,7 @@ mod tests {
         let pool: Arc<dyn MemoryPool> = Arc::new(HeadroomPool::new(1000));
         let ((sorter, merge), (other_sorter, other_merge)) = (sort(&pool, 0), sort(&pool, 1));
         let fixed = MemoryConsumer::new("SortPreservingMergeExec[0]").register(&pool);
+        let _exchange = MemoryConsumer::new("RepartitionExec[0]").with_can_spill(true).register(&pool);
         sorter.try_grow(100).unwrap();
         merge.try_grow(300).unwrap();
         let error = merge.try_grow(1).unwrap_err().to_string();
@@ -203,7 +215,9 @@ mod tests {
         fixed.try_grow(200).unwrap();
         fixed.try_grow(1).unwrap_err();
         assert_eq!(pool.reserved(), 1000);
-        drop((sorter, merge));
+        drop(sorter);
+        other_sorter.try_grow(1).unwrap_err();
+        drop(merge);
         other_sorter.try_grow(400).unwrap();
         drop((other_sorter, other_merge, fixed));
         assert_eq!(pool.reserved(), 0);

@@ -52,10 +52,7 @@ pub enum GenerateError {
 }
 
 /// The rows of one table after another.
-fn table(
-    name: &'static str,
-    reader: impl RecordBatchReader + Iterator<Item = Result<RecordBatch, ArrowError>>,
-) -> Result<TpcdsTable, GenerateError> {
+fn table(name: &'static str, reader: impl RecordBatchReader) -> Result<TpcdsTable, GenerateError> {
     let schema = reader.schema();
     let batches = reader.collect::<Result<_, _>>().map_err(|source| GenerateError::Table { table: name, source })?;
     Ok(TpcdsTable { name, schema, batches })

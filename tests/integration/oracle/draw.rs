@@ -27,6 +27,11 @@ impl Draw {
         self.0.random_ratio(percent.min(100), 100)
     }
 
+    /// One of the texts.
+    pub fn word(&mut self, from: &[&'static str]) -> &'static str {
+        from[self.below(from.len())]
+    }
+
     /// One of them, each as likely as the others.
     pub fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
         &from[self.below(from.len())]

@@ -48,7 +48,7 @@ fn any_literal(draw: &mut Draw, kind: Kind) -> String {
         Kind::Date => format!("DATE '{}-0{}-17'", draw.between(1990, 2029), draw.between(1, 9)),
         Kind::Timestamp => format!("TIMESTAMP '{}-0{}-17 03:00:00'", draw.between(1990, 2029), draw.between(1, 9)),
         Kind::Bool => draw.pick(&["TRUE", "FALSE"]).to_string(),
-        Kind::Text => quoted(*draw.pick(&["", "a", "AB", "aubade", "key 3", "x", "1"])),
+        Kind::Text => quoted(draw.word(&["", "a", "AB", "aubade", "key 3", "x", "1"])),
     }
 }
 

@@ -8,7 +8,7 @@ use super::queries::{Query, filter, full_order, limit, outputs};
 
 /// Conditions that join `x` and `y` by one key or two.
 fn key_condition(draw: &mut Draw) -> &'static str {
-    *draw.pick(&["x.k = y.k", "x.k = y.k", "x.s = y.s", "x.k = y.k AND x.s = y.s"])
+    draw.word(&["x.k = y.k", "x.k = y.k", "x.s = y.s", "x.k = y.k AND x.s = y.s"])
 }
 
 /// Two tables in any order, so that either can be the smaller.

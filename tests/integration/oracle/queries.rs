@@ -75,7 +75,7 @@ pub fn generate(draw: &mut Draw, world: &World) -> Query {
 
 /// The name of a table, the large one more often.
 pub fn any_table(draw: &mut Draw) -> &'static str {
-    *draw.pick(&["a", "a", "a", "b", "b", "c"])
+    draw.word(&["a", "a", "a", "b", "b", "c"])
 }
 
 fn scan(draw: &mut Draw, world: &World) -> Query {
