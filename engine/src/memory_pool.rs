@@ -218,7 +218,7 @@ mod tests {
         drop(sorter);
         other_sorter.try_grow(1).unwrap_err();
         drop(merge);
-        other_sorter.try_grow(400).unwrap();
+        other_sorter.try_grow(200).unwrap();
         drop((other_sorter, other_merge, fixed));
         assert_eq!(pool.reserved(), 0);
         let all = MemoryConsumer::new("HashJoinInput").register(&pool);

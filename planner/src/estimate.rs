@@ -20,6 +20,7 @@ use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties};
 
 use crate::scan_exec::ScanTarget;
+use crate::selectivity::{Split, split};
 
 /// What the optimiser is told of a scan's output.
 #[derive(Debug)]
@@ -63,8 +64,7 @@ pub(crate) fn estimate(
     let scanned = scan_statistics(target, fragment.scan_schema());
     let mut plan: Arc<dyn ExecutionPlan> = Arc::new(StatisticsLeaf::new(Arc::clone(fragment.scan_schema()), scanned));
     if let Some(filter) = fragment.filter() {
-        let filter = FilterExecBuilder::new(Arc::clone(filter), plan).with_default_selectivity(selectivity);
-        plan = Arc::new(filter.build()?);
+        plan = filtered(filter, plan, selectivity)?;
     }
     let outputs = fragment
         .projection()
@@ -97,6 +97,26 @@ pub(crate) fn estimate(
         equivalence = plan.properties().equivalence_properties().clone();
     }
     Ok(Estimate { statistics, equivalence })
+}
+
+/// `plan` with a filter above it: DataFusion's analysis where that understands it, and shares of our own elsewhere, of a
+/// hundredth at least, as the operator counts in hundredths and products of many guesses would promise too much.
+fn filtered(
+    filter: &Arc<dyn PhysicalExpr>,
+    plan: Arc<dyn ExecutionPlan>,
+    selectivity: u8,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    let rows = StatisticsContext::new().compute(plan.as_ref(), &StatisticsArgs::new())?;
+    let Split { analysed, rest } = split(filter, &plan.schema(), &rows, f64::from(selectivity) / 100.0);
+    let mut plan = plan;
+    if let Some(analysed) = analysed {
+        plan = Arc::new(FilterExecBuilder::new(analysed, plan).with_default_selectivity(selectivity).build()?);
+    }
+    if let Some((rest, share)) = rest {
+        let hundredths = (share * 100.0).round().clamp(1.0, 100.0) as u8;
+        plan = Arc::new(FilterExecBuilder::new(rest, plan).with_default_selectivity(hundredths).build()?);
+    }
+    Ok(plan)
 }
 
 /// No more rows than the segments have that pruning kept; none at all is certain.

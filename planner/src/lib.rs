@@ -60,6 +60,7 @@ pub mod prune;
 pub mod rewrite;
 pub mod runtime_filter;
 pub mod scan_exec;
+mod selectivity;
 pub mod session;
 pub mod table;
 

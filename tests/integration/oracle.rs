@@ -27,7 +27,7 @@ use aubade_tpch::{RowOrder, compare_rows_in};
 use datafusion::error::DataFusionError;
 
 use self::data::{Table, World};
-use self::draw::Draw;
+pub use self::draw::Draw;
 use self::queries::{Query, generate};
 use crate::harness::TestCluster;
 use crate::plain::{Plain, load, run_in};
@@ -205,7 +205,8 @@ impl Tally {
     }
 }
 
-fn number_from_environment(name: &str, default: u64) -> u64 {
+/// The number in an environment variable.
+pub fn number_from_environment(name: &str, default: u64) -> u64 {
     match std::env::var(name) {
         Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")),
         Err(_) => default,

@@ -1,10 +1,17 @@
 //! The 22 TPC-H queries on six nodes, against plain DataFusion over the same data.
+//!
+//! `AUBADE_TPCH_SEED` seeds the parameters of queries and the moments at which nodes die.
+
+mod parameters;
 
 use aubade_engine::{Engine, EngineOptions, IngestMode, IngestTarget};
 use aubade_environment::Environment;
 use aubade_tpch::{Oracle, QUERIES, Scale, TpchTable, compare};
 
+use self::parameters::with_random_parameters;
 use crate::harness::{TestCluster, run};
+use crate::oracle::{Draw, number_from_environment};
+use crate::plain::run_in;
 
 async fn load(engine: &Engine, scale: Scale) {
     for table in TpchTable::ALL {
@@ -42,6 +49,58 @@ async fn every_query_agrees_with_datafusion_embedded() {
     load(&engine, scale).await;
     verify(&engine, scale).await;
     engine.shutdown().await;
+}
+
+fn seeded(what: &str) -> Draw {
+    let seed = number_from_environment("AUBADE_TPCH_SEED", 1);
+    println!("{what} of seed {seed}");
+    Draw::new(seed)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn random_parameters_agree_whatever_is_pushed() {
+    let scale = Scale::try_new(0.01).unwrap();
+    let cluster = TestCluster::start(6, 6).await;
+    load(&cluster.engine, scale).await;
+    let oracle = Oracle::open(scale).await.unwrap();
+    let mut draw = seeded("parameters");
+    for query in &QUERIES {
+        let sql = with_random_parameters(query, &mut draw);
+        let expected = oracle.run(&sql).await.unwrap();
+        for pushdown in ["auto", "on", "off"] {
+            let session = cluster.engine.session();
+            run_in(&session, &format!("SET aubade.pushdown = {pushdown}")).await.unwrap();
+            let actual = run_in(&session, &sql).await.unwrap_or_else(|error| panic!("{pushdown}, {sql}: {error:?}"));
+            compare(query, &expected, &actual).unwrap_or_else(|difference| panic!("{pushdown}, {sql}: {difference}"));
+        }
+    }
+    cluster.engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_dies_at_any_moment_changes_no_answer() {
+    let scale = Scale::try_new(0.01).unwrap();
+    let mut cluster = TestCluster::start(6, 6).await;
+    load(&cluster.engine, scale).await;
+    let oracle = Oracle::open(scale).await.unwrap();
+    let mut draw = seeded("moments");
+    for query in &QUERIES {
+        let expected = oracle.run(query.sql).await.unwrap();
+        let (index, turns) = (draw.below(cluster.nodes.len()), draw.skewed(20_000));
+        let node = &cluster.nodes[index];
+        let death = async {
+            for _ in 0..turns {
+                tokio::task::yield_now().await;
+            }
+            node.kill().await;
+        };
+        let (actual, ()) = tokio::join!(run(&cluster.engine, query.sql), death);
+        let actual = actual.unwrap_or_else(|error| panic!("{}, node {index}, {turns}: {error:?}", query.name()));
+        compare(query, &expected, &actual)
+            .unwrap_or_else(|difference| panic!("{}, node {index}, {turns}: {difference}", query.name()));
+        cluster.restart_node(index).await;
+    }
+    cluster.engine.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use aubade_planner::Opaque;
-use aubade_planner::files::reading_files;
+use aubade_planner::files::{check_parquet_footers, reading_files};
 use aubade_proto::{Error, ErrorCode, Result};
 use datafusion::catalog::{CatalogProvider, CatalogProviderList, SchemaProvider, TableProvider};
 use datafusion::datasource::listing::{ListingTable, ListingTableConfig, ListingTableConfigExt, ListingTableUrl};
@@ -119,7 +119,12 @@ impl UrlTables {
 
     async fn read(&self, name: &str) -> Result<ListingTable, DataFusionError> {
         let state = self.template.as_ref();
-        let config = ListingTableConfig::new(ListingTableUrl::parse(name)?).infer_options(state).await?;
+        let url = ListingTableUrl::parse(name)?;
+        let config = ListingTableConfig::new(url.clone()).infer_options(state).await?;
+        let options = config.options.as_ref();
+        if let Some(options) = options.filter(|options| options.format.get_ext() == "parquet") {
+            check_parquet_footers(state, &url, &options.file_extension).await?;
+        }
         let config = config.infer_partitions_from_path(state).await?.infer_schema(state).await?;
         ListingTable::try_new(config)
     }

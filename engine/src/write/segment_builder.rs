@@ -49,8 +49,6 @@ pub(crate) struct SegmentBuilder {
     pending_rows: usize,
     pending_bytes: usize,
     open: Option<OpenSegment>,
-    /// Per top-level column, whether to make Bloom filters: not where the segment before kept none.
-    bloom_filters: Vec<bool>,
 }
 
 struct OpenSegment {
@@ -63,15 +61,11 @@ struct OpenSegment {
     rows: usize,
     /// Compressed bytes per top-level column.
     column_bytes: Vec<u64>,
-    /// Per top-level column, whether a row group was worth a Bloom filter. Without one it is not known.
-    bloom_filters: Vec<bool>,
 }
 
 impl SegmentBuilder {
     pub(crate) fn new(schema: SchemaRef, pool: Arc<ThreadPool>) -> Self {
-        let bloom_filters =
-            schema.fields().iter().map(|field| can_profit_from_bloom_filter(field.data_type())).collect();
-        Self { schema, pool, pending: Vec::new(), pending_rows: 0, pending_bytes: 0, open: None, bloom_filters }
+        Self { schema, pool, pending: Vec::new(), pending_rows: 0, pending_bytes: 0, open: None }
     }
 
     /// Whether adding `batch` completes a row group, and so takes a while.
@@ -152,13 +146,12 @@ impl SegmentBuilder {
     fn encode_row_group(&mut self) -> Result<Option<BuiltSegment>> {
         let mut open = match self.open.take() {
             Some(open) => open,
-            None => OpenSegment::new(&self.schema, &self.bloom_filters)?,
+            None => OpenSegment::new(&self.schema)?,
         };
         let rows_max = ROW_GROUP_ROWS_MAX.min(SEGMENT_ROWS_MAX - open.rows);
         let batches = self.take_row_group(rows_max);
         open.write_row_group(&self.schema, &self.pool, &batches)?;
         if open.rows >= SEGMENT_ROWS_MAX || open.writer.bytes_written() >= SEGMENT_BYTES_MAX {
-            self.bloom_filters.clone_from(&open.bloom_filters);
             return open.close().map(Some);
         }
         self.open = Some(open);
@@ -171,9 +164,9 @@ fn encoding_failed(error: ParquetError) -> Error {
 }
 
 impl OpenSegment {
-    fn new(schema: &SchemaRef, bloom_filters: &[bool]) -> Result<Self> {
-        let properties = properties(schema, bloom_filters);
-        let writer = ArrowWriter::try_new(Vec::new(), Arc::clone(schema), Some(properties)).map_err(encoding_failed)?;
+    fn new(schema: &SchemaRef) -> Result<Self> {
+        let writer =
+            ArrowWriter::try_new(Vec::new(), Arc::clone(schema), Some(properties(schema))).map_err(encoding_failed)?;
         let (writer, row_groups) = writer.into_serialized_writer().map_err(encoding_failed)?;
         Ok(Self {
             writer,
@@ -183,7 +176,6 @@ impl OpenSegment {
             statistics: StatisticsBuilder::new(Arc::clone(schema)),
             rows: 0,
             column_bytes: vec![0; schema.fields().len()],
-            bloom_filters: vec![false; schema.fields().len()],
         })
     }
 
@@ -207,11 +199,8 @@ impl OpenSegment {
         );
         counted?;
         let mut row_group = self.writer.next_row_group().map_err(encoding_failed)?;
-        for ((chunks, column_bytes), bloom_filter) in
-            chunks?.into_iter().zip(&mut self.column_bytes).zip(&mut self.bloom_filters)
-        {
+        for (chunks, column_bytes) in chunks?.into_iter().zip(&mut self.column_bytes) {
             for chunk in chunks {
-                *bloom_filter |= has_many_values(&chunk);
                 let compressed = chunk.close().metadata.compressed_size();
                 *column_bytes += u64::try_from(compressed).unwrap_or(0);
                 chunk.append_to_row_group(&mut row_group).map_err(encoding_failed)?;
@@ -245,32 +234,10 @@ fn encode_column(
             writer.write(leaf).map_err(encoding_failed)?;
         }
     }
-    let chunks = writers.into_iter().map(|writer| {
-        let mut chunk = writer.close().map_err(encoding_failed)?;
-        if !has_many_values(&chunk) {
-            chunk.close_mut().bloom_filter = None;
-        }
-        Ok(chunk)
-    });
-    chunks.collect()
+    writers.into_iter().map(|writer| writer.close().map_err(encoding_failed)).collect()
 }
 
-/// Whether a dictionary became too large for a chunk, or it never had one. Of few distinct values nearly every row group
-/// has them all, and a Bloom filter would not tell row groups apart.
-fn has_many_values(chunk: &ArrowColumnChunk) -> bool {
-    let metadata = &chunk.close().metadata;
-    let fell_back = metadata.encodings().any(|encoding| {
-        !matches!(
-            encoding,
-            parquet::basic::Encoding::RLE_DICTIONARY
-                | parquet::basic::Encoding::PLAIN_DICTIONARY
-                | parquet::basic::Encoding::RLE
-        )
-    });
-    metadata.dictionary_page_offset().is_none() || fell_back
-}
-
-fn properties(schema: &SchemaRef, bloom_filters: &[bool]) -> WriterProperties {
+fn properties(schema: &SchemaRef) -> WriterProperties {
     let mut properties = WriterProperties::builder()
         .set_writer_version(WriterVersion::PARQUET_2_0)
         .set_created_by(format!("aubade {}", env!("CARGO_PKG_VERSION")))
@@ -281,8 +248,8 @@ fn properties(schema: &SchemaRef, bloom_filters: &[bool]) -> WriterProperties {
         .set_column_index_truncate_length(Some(64))
         .set_statistics_truncate_length(Some(64))
         .set_bloom_filter_fpp(BLOOM_FALSE_POSITIVES);
-    for (field, bloom_filter) in schema.fields().iter().zip(bloom_filters) {
-        if *bloom_filter && can_profit_from_bloom_filter(field.data_type()) {
+    for field in schema.fields() {
+        if can_profit_from_bloom_filter(field.data_type()) {
             let path = ColumnPath::new(vec![field.name().clone()]);
             properties = properties
                 .set_column_bloom_filter_enabled(path.clone(), true)
@@ -313,45 +280,5 @@ fn can_profit_from_bloom_filter(data_type: &DataType) -> bool {
 impl std::fmt::Debug for SegmentBuilder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SegmentBuilder").field("pending_rows", &self.pending_rows).finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use arrow::array::Int64Array;
-    use arrow::datatypes::{Field, Schema};
-    use parquet::file::reader::FileReader;
-    use parquet::file::serialized_reader::SerializedFileReader;
-
-    use super::*;
-
-    /// Columns of the file that have a Bloom filter in some row group.
-    fn with_bloom_filter(segment: &BuiltSegment) -> Vec<usize> {
-        let reader = SerializedFileReader::new(segment.data.clone()).unwrap();
-        let groups = reader.metadata().row_groups();
-        let has = |column: &usize| groups.iter().any(|group| group.column(*column).bloom_filter_offset().is_some());
-        (0..groups[0].num_columns()).filter(has).collect()
-    }
-
-    fn batch(schema: &SchemaRef, rows: usize, few: impl Fn(i64) -> i64) -> RecordBatch {
-        let many = Int64Array::from_iter_values(0..rows as i64);
-        let few = Int64Array::from_iter_values((0..rows as i64).map(few));
-        RecordBatch::try_new(Arc::clone(schema), vec![Arc::new(many), Arc::new(few)]).unwrap()
-    }
-
-    #[test]
-    fn bloom_filters_are_for_columns_of_many_values_and_come_back_when_there_are_many_again() {
-        let field = |name| Field::new(name, DataType::Int64, false);
-        let schema = Arc::new(Schema::new(vec![field("many"), field("few")]));
-        let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap());
-        let mut builder = SegmentBuilder::new(Arc::clone(&schema), pool);
-        let mut built = builder.add(batch(&schema, SEGMENT_ROWS_MAX, |row| row % 7)).unwrap();
-        built.extend(builder.add(batch(&schema, SEGMENT_ROWS_MAX, |row| row)).unwrap());
-        built.extend(builder.add(batch(&schema, SEGMENT_ROWS_MAX, |row| row)).unwrap());
-        built.extend(builder.finish().unwrap());
-        let filters: Vec<_> = built.iter().map(with_bloom_filter).collect();
-        assert_eq!(filters, [vec![0], vec![0], vec![0, 1]]);
-        let rows: u64 = built.iter().map(|segment| segment.rows).sum();
-        assert_eq!(rows, 3 * SEGMENT_ROWS_MAX as u64);
     }
 }

@@ -164,6 +164,7 @@ async fn files_that_are_missing_or_broken_are_named() {
         let error = db.error(&format!("SELECT * FROM '{path}'")).await;
         assert_eq!(error.code(), ErrorCode::FileUnreadable);
         assert!(error.message().contains(path.as_str()), "{error}");
+        assert!(error.report().contains(if path == &broken { "its footer names" } else { "no file" }), "{error:?}");
         let sql = format!("CREATE EXTERNAL TABLE e STORED AS PARQUET LOCATION '{path}'");
         assert_eq!(db.code(&sql).await, ErrorCode::FileUnreadable);
     }
