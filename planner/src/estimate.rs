@@ -100,7 +100,8 @@ pub(crate) fn estimate(
 }
 
 /// `plan` with a filter above it: DataFusion's analysis where that understands it, and shares of our own elsewhere, of a
-/// hundredth at least, as the operator counts in hundredths and products of many guesses would promise too much.
+/// hundredth at least, as the operator counts in hundredths and products of many guesses would promise too much. Where the rest is nothing but
+/// comparisons of two columns the operator analyses it after all, and our share is not asked for.
 fn filtered(
     filter: &Arc<dyn PhysicalExpr>,
     plan: Arc<dyn ExecutionPlan>,

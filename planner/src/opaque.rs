@@ -7,8 +7,8 @@ use std::sync::Arc;
 /// A shared value whose type is hidden from the search whether something can be sent between threads.
 ///
 /// The trees of DataFusion's plans and of its parser contain each other, so that nothing about them is remembered
-/// during that search, and it is made anew wherever a future that holds one is boxed. Sessions that held them openly took
-/// four of the five minutes that the engine took to compile.
+/// during that search, and it is made anew wherever a future that holds one is boxed: `docs/decisions/0008-opaque-sessions.md`
+/// has the figures.
 pub struct Opaque<T>(Arc<dyn Hold<T>>);
 
 trait Hold<T>: Send + Sync {
