@@ -4,13 +4,14 @@ use std::fmt;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
-use aubade_proto::Fragment;
+use aubade_proto::{Fragment, Reduction};
 use datafusion::common::stats::Precision;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{ColumnStatistics, Statistics, internal_datafusion_err};
 use datafusion::error::Result;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
+use datafusion::physical_plan::aggregates::AggregateExec;
 use datafusion::physical_plan::execution_plan::{
     Boundedness, ChildrenPropertiesMode, EmissionType, ReplaceChildrenOptions,
 };
@@ -92,9 +93,13 @@ pub(crate) fn estimate(
         statistics = statistics.to_inexact();
     }
     let mut equivalence = EquivalenceProperties::new(Arc::clone(fragment.output_schema()));
-    // Reduced rows of several segments follow each other in no order.
-    if fragment.reduction().is_none() && &plan.schema() == fragment.output_schema() {
+    if &plan.schema() == fragment.output_schema() && fragment.reduction().is_none_or(keeps_equalities) {
         equivalence = plan.properties().equivalence_properties().clone();
+        if fragment.reduction().is_some() {
+            // Reduced rows of several segments follow each other in no order. Which columns equal each other stays
+            // true, and orders above may have been shortened by it.
+            equivalence.clear_orderings();
+        }
     }
     Ok(Estimate { statistics, equivalence })
 }
@@ -118,6 +123,14 @@ fn filtered(
         plan = Arc::new(FilterExecBuilder::new(rest, plan).with_default_selectivity(hundredths).build()?);
     }
     Ok(plan)
+}
+
+/// Whether columns that equal each other before the reduction, or are constant, do so in the reduced rows of several
+/// segments: not in the states of an aggregate of all rows, each of which is alone in its segment, nor where grouping
+/// sets leave columns out.
+fn keeps_equalities(reduction: &Reduction) -> bool {
+    let aggregate = reduction.plan().downcast_ref::<AggregateExec>();
+    aggregate.is_none_or(|aggregate| aggregate.group_expr().is_single() && !aggregate.group_expr().is_empty())
 }
 
 /// No more rows than the segments have that pruning kept; none at all is certain.

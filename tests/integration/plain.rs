@@ -12,6 +12,7 @@ use aubade_environment::{Clock, SystemClock};
 use aubade_proto::{Error, panic_text};
 use datafusion::datasource::MemTable;
 use datafusion::error::DataFusionError;
+use datafusion::physical_plan::collect;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::{FutureExt, TryStreamExt, stream};
@@ -41,8 +42,10 @@ impl Plain {
     pub async fn run(&self, sql: &str) -> Result<Vec<RecordBatch>, DataFusionError> {
         let query = async {
             let frame = self.context.sql(sql).await?;
-            let schema = Arc::new(frame.schema().as_arrow().clone());
-            with_schema(&schema, frame.collect().await?)
+            // The schema of the rows: DataFusion's logical plans give some decimals another precision.
+            let context = Arc::new(frame.task_ctx());
+            let plan = frame.create_physical_plan().await?;
+            with_schema(&plan.schema(), collect(plan, context).await?)
         };
         let panicked = |panic: Box<dyn Any + Send>| Err(DataFusionError::Internal(panic_text(panic.as_ref())));
         AssertUnwindSafe(query).catch_unwind().await.unwrap_or_else(panicked)

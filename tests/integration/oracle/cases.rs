@@ -25,6 +25,20 @@ const CASES: &[Case] = &[
         ordered: true,
     },
     Case {
+        name: "an order by two names of one column, above distinct rows",
+        setup: &["CREATE TABLE two_names AS SELECT value AS v, value % 3 AS w FROM generate_series(1, 1000)"],
+        settings: &[],
+        sql: "SELECT DISTINCT w AS a, w AS b FROM two_names WHERE v > 5 ORDER BY 2, 1 DESC LIMIT 100",
+        ordered: true,
+    },
+    Case {
+        name: "an order by two names of one column, of which the first rows are wanted",
+        setup: &["CREATE TABLE two_names_more AS SELECT value AS v, value % 3 AS w FROM generate_series(1, 1000)"],
+        settings: &["SET aubade.pushdown = on"],
+        sql: "SELECT v AS c, w AS a, w AS b FROM two_names_more WHERE v > 5 ORDER BY 2, 3, 1 LIMIT 3",
+        ordered: true,
+    },
+    Case {
         name: "the grand total of no rows",
         setup: &["CREATE TABLE few_rows AS SELECT * FROM (VALUES (1, 'a'), (2, 'b')) AS t (k, s)"],
         settings: &[],
