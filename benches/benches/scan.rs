@@ -31,6 +31,8 @@ const TEXTS: &str = "l_shipmode IN ('MAIL', 'SHIP') AND l_comment LIKE '%special
 /// Rows that come out.
 async fn scan(node: &StorageNode, fragment: &Arc<Fragment>) -> Result<usize> {
     let request = ScanRequest {
+        may_push_back: false,
+        may_keep_results: false,
         header: header(),
         segments: vec![SegmentScan { segment_id: segment_id(), skip_rows: 0 }],
         fragment: Arc::clone(fragment),

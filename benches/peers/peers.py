@@ -11,6 +11,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
 import statistics
 import subprocess
@@ -25,7 +26,17 @@ from cluster import Cluster, binary  # noqa: E402
 from records import query_record  # noqa: E402
 
 ENGINES = ("aubade", "datafusion", "duckdb")
-Q6_COLUMNS = ("l_shipdate", "l_discount", "l_quantity", "l_extendedprice")
+# By the prefixes of their columns.
+TABLES = {
+    "c": "customer",
+    "l": "lineitem",
+    "n": "nation",
+    "o": "orders",
+    "p": "part",
+    "ps": "partsupp",
+    "r": "region",
+    "s": "supplier",
+}
 MIB = 1024 * 1024
 
 
@@ -37,6 +48,9 @@ def arguments():
     parser.add_argument("--nodes", type=int, default=6, help="storage nodes")
     parser.add_argument("--copies", type=int, default=6, help="replicas of every segment")
     parser.add_argument("--memory-limit", default="8GiB", help="of the coordinator")
+    parser.add_argument(
+        "--fragment-cache", default="0", help="results of fragments that each storage node keeps, as 64MiB (default: none)"
+    )
     parser.add_argument("--work-dir", type=pathlib.Path, help="keep the data here (default: a temporary folder)")
     parser.add_argument("--json", type=pathlib.Path, help="write all measurements to this file")
     return parser.parse_args()
@@ -49,6 +63,17 @@ def numbers(text):
         first, _, last = part.partition("-")
         found.extend(range(int(first), int(last or first) + 1))
     return found
+
+
+class BenchCluster(Cluster):
+    """A cluster whose nodes keep as many results of fragments as they are told."""
+
+    def __init__(self, *arguments, fragment_cache, **options):
+        self.fragment_cache = fragment_cache
+        super().__init__(*arguments, **options)
+
+    def start_node(self, index, *options):
+        return super().start_node(index, "--fragment-cache", self.fragment_cache, *options)
 
 
 class Worker:
@@ -89,19 +114,24 @@ def generate(folder, scale):
     return target
 
 
-def q6_column_bytes(data):
-    """What q6's columns weigh: compressed and uncompressed in the Parquet file, and in memory as Arrow."""
+def column_bytes(data):
+    """What each column weighs in its Parquet file, by name."""
     import pyarrow.parquet
 
-    file = pyarrow.parquet.ParquetFile(data / "lineitem.parquet")
-    sizes = {"parquet": 0, "parquet_uncompressed": 0, "arrow": file.read(columns=list(Q6_COLUMNS)).nbytes}
-    for group in range(file.metadata.num_row_groups):
-        for index in range(file.metadata.num_columns):
-            column = file.metadata.row_group(group).column(index)
-            if column.path_in_schema in Q6_COLUMNS:
-                sizes["parquet"] += column.total_compressed_size
-                sizes["parquet_uncompressed"] += column.total_uncompressed_size
+    sizes = {}
+    for table in TABLES.values():
+        metadata = pyarrow.parquet.ParquetFile(data / f"{table}.parquet").metadata
+        for group in range(metadata.num_row_groups):
+            for index in range(metadata.num_columns):
+                column = metadata.row_group(group).column(index)
+                sizes[column.path_in_schema] = sizes.get(column.path_in_schema, 0) + column.total_compressed_size
     return sizes
+
+
+def weight(sql, sizes):
+    """What the columns weigh that a query names, each of them once."""
+    prefixes = "|".join(TABLES)
+    return sum(sizes.get(name, 0) for name in set(re.findall(rf"\b(?:{prefixes})_[a-z0-9]+\b", sql.lower())))
 
 
 def load(cluster, scale):
@@ -159,10 +189,15 @@ def geometric_mean(values):
     return math.exp(statistics.fmean(map(math.log, values)))
 
 
-def table_of_times(medians, records):
+def fewer(wire, columns):
+    """By how many per cent of the columns' bytes fewer went over the wire."""
+    return f"{100 * (1 - wire / columns):.2f} %" if columns else "-"
+
+
+def table_of_times(medians, records, columns):
     """The printed table: one line per query, then totals and geometric means."""
     head = f"{'query':>8} {'aubade s':>10} {'datafusion s':>13} {'duckdb s':>10} {'vs datafusion':>14} {'vs duckdb':>10}"
-    lines = [head + f" {'read MiB':>10} {'wire MiB':>10} {'segments':>10}"]
+    lines = [head + f" {'columns MiB':>12} {'wire MiB':>10} {'fewer':>8} {'segments':>10}"]
 
     def line(label, seconds, rest=""):
         aubade, datafusion, duckdb = (seconds[name] for name in ENGINES)
@@ -171,9 +206,12 @@ def table_of_times(medians, records):
 
     for number, record in records.items():
         segments = f"{record['segments_scanned']}/{record['segments_total']}"
-        rest = f" {record['bytes_read'] / MIB:>10.2f} {record['bytes_wire'] / MIB:>10.2f} {segments:>10}"
+        wire = record["bytes_wire"]
+        rest = f" {columns[number] / MIB:>12.2f} {wire / MIB:>10.2f} {fewer(wire, columns[number]):>8} {segments:>10}"
         line(f"q{number}", {name: medians[name][number] for name in ENGINES}, rest)
-    line("total", {name: sum(medians[name].values()) for name in ENGINES})
+    all_wire, all_columns = sum(record["bytes_wire"] for record in records.values()), sum(columns.values())
+    rest = f" {all_columns / MIB:>12.2f} {all_wire / MIB:>10.2f} {fewer(all_wire, all_columns):>8}"
+    line("total", {name: sum(medians[name].values()) for name in ENGINES}, rest)
     line("geomean", {name: geometric_mean(medians[name].values()) for name in ENGINES})
     return "\n".join(lines)
 
@@ -187,8 +225,12 @@ def versions():
 def run(options, folder):
     data = generate(folder, options.scale)
     (folder / "cluster").mkdir()
-    cluster = Cluster(
-        folder / "cluster", options.nodes, options.copies, serve_arguments=("--memory-limit", options.memory_limit)
+    cluster = BenchCluster(
+        folder / "cluster",
+        options.nodes,
+        options.copies,
+        serve_arguments=("--memory-limit", options.memory_limit),
+        fragment_cache=options.fragment_cache,
     )
     workers = {}
     try:
@@ -201,6 +243,7 @@ def run(options, folder):
             workers[name] = Worker(name, cluster.uri if name == "aubade" else data)
         differing = warm_up(workers, queries)
         times, peaks = measure(workers, queries, options.runs)
+        sizes = column_bytes(data)
         records = {number: query_record(cluster.uri, sql) for number, sql in queries.items()}
         peaks["aubade"] = cluster.coordinator.peak_memory_bytes()
         node_peaks = [node.peak_memory_bytes() for node in cluster.nodes]
@@ -214,6 +257,7 @@ def run(options, folder):
         "cpus": os.cpu_count(),
         "nodes": options.nodes,
         "copies": options.copies,
+        "fragment_cache": options.fragment_cache,
         "versions": versions(),
         "seconds": times,
         "median_seconds": {name: {n: statistics.median(all_) for n, all_ in by.items()} for name, by in times.items()},
@@ -224,7 +268,7 @@ def run(options, folder):
         "load_mb_per_second_per_copy": copy_bytes / 1e6 / load_seconds,
         "peak_memory_bytes": peaks,
         "storage_node_peak_memory_bytes": node_peaks,
-        "q6_column_bytes": q6_column_bytes(data),
+        "column_bytes": {number: weight(sql, sizes) for number, sql in queries.items()},
     }
 
 
@@ -232,9 +276,13 @@ def report(result):
     """Prints everything that a person wants to know of the run."""
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     print(f"TPC-H scale {result['scale']:g}, median of {result['runs']}, {result['cpus']} CPUs; {versions}")
-    print(f"aubade: {result['nodes']} storage nodes, {result['copies']} copies, ADBC client; peers: in process, over Parquet")
+    print(
+        f"aubade: {result['nodes']} storage nodes, {result['copies']} copies, fragment cache {result['fragment_cache']}, "
+        "ADBC client; peers: in process, over Parquet"
+    )
     print()
-    print(table_of_times(result["median_seconds"], result["records"]))
+    print(table_of_times(result["median_seconds"], result["records"], result["column_bytes"]))
+    print("columns: what the columns that a query names weigh as Parquet, each once; fewer: what of it did not go over the wire")
     print()
     if result["results_differ"]:
         print(f"RESULTS DIFFER: {', '.join(f'q{number}' for number in result['results_differ'])}")
@@ -247,13 +295,6 @@ def report(result):
     peaks = ", ".join(f"{name} {peak / MIB:.0f} MiB" for name, peak in result["peak_memory_bytes"].items())
     nodes = ", ".join(f"{peak / MIB:.0f}" for peak in result["storage_node_peak_memory_bytes"])
     print(f"peak resident memory: {peaks} (aubade: the coordinator); storage nodes {nodes} MiB")
-    q6 = result["records"].get(6)
-    if q6:
-        shares = ", ".join(
-            f"{100 * q6['bytes_wire'] / weight:.2f} % of {weight / 1e6:.1f} MB ({form.replace('_', ' ')})"
-            for form, weight in result["q6_column_bytes"].items()
-        )
-        print(f"q6: {q6['bytes_wire'] / 1e6:.3f} MB over the wire; its four columns weigh more: {shares}")
 
 
 def main():

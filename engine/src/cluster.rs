@@ -10,11 +10,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use aubade_catalog::{NodeEntry, SegmentEntry, Snapshot, placement};
-use aubade_environment::Environment;
+use aubade_environment::{Clock, Environment, clock};
 use aubade_proto::{CallHeader, Epoch, Error, ErrorCode, NodeId, NodeInfo, RequestId, Result, Version};
+use aubade_storage_node::FragmentRunner;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
+use crate::limits::{BUSY_REQUESTS, CONTROL_TIMEOUT, SLOW_NODE_PENALTY, STALLED_AFTER};
 use crate::storage_client::{StorageClient, StorageClients};
 
 /// One node, with what is known of it.
@@ -23,6 +25,10 @@ pub(crate) struct Member {
     pub(crate) entry: NodeEntry,
     pub(crate) client: Arc<dyn StorageClient>,
     alive: AtomicBool,
+    /// It has not said for a while how it does.
+    stalled: AtomicBool,
+    /// Milliseconds of the clock until which it is asked after other replicas, since one of them was faster.
+    slow_until_millis: AtomicU64,
     active_requests: AtomicUsize,
     /// What it last said of itself.
     info: Mutex<Option<NodeInfo>>,
@@ -31,11 +37,13 @@ pub(crate) struct Member {
 }
 
 impl Member {
-    fn new(entry: NodeEntry, client: Arc<dyn StorageClient>) -> Self {
+    pub(crate) fn new(entry: NodeEntry, client: Arc<dyn StorageClient>) -> Self {
         Self {
             entry,
             client,
             alive: AtomicBool::new(true),
+            stalled: AtomicBool::new(false),
+            slow_until_millis: AtomicU64::new(0),
             active_requests: AtomicUsize::new(0),
             info: Mutex::default(),
             suspected: AtomicBool::new(false),
@@ -73,12 +81,36 @@ impl Member {
         self.alive.store(true, Ordering::Relaxed);
     }
 
+    /// Whether it was asked how it does, and the answer is late.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.stalled.load(Ordering::Relaxed)
+    }
+
+    /// Takes note that another replica answered before it did.
+    pub(crate) fn was_slow(&self, clock: &dyn Clock) {
+        self.slow_until_millis.store(millis(clock.now().saturating_add(SLOW_NODE_PENALTY)), Ordering::Relaxed);
+    }
+
+    /// How late to ask it: replicas that are well come first, then slow ones, then those that do not answer.
+    fn rank(&self, now_millis: u64) -> u8 {
+        match () {
+            () if !self.is_alive() => 3,
+            () if self.is_stalled() => 2,
+            () => u8::from(self.slow_until_millis.load(Ordering::Relaxed) > now_millis),
+        }
+    }
+
     /// Takes note of an error. Only errors of the transport mark a node: a deterministic error says
     /// nothing about its health.
     pub(crate) fn failed(&self, error: &Error) {
         if matches!(error.code(), ErrorCode::NodeUnavailable | ErrorCode::ShuttingDown | ErrorCode::DeadlineExceeded) {
             self.alive.store(false, Ordering::Relaxed);
         }
+    }
+
+    /// Requests that it is busy with.
+    pub(crate) fn active_requests(&self) -> usize {
+        self.active_requests.load(Ordering::Relaxed)
     }
 
     /// Counts a request for as long as the guard lives.
@@ -115,6 +147,8 @@ pub(crate) struct Cluster {
     look_wanted: Notify,
     epoch: AtomicU64,
     cluster_id: aubade_proto::ClusterId,
+    /// Runs what nodes hand back; `None` where the nodes have the same CPUs as the coordinator.
+    runner: Option<Arc<FragmentRunner>>,
 }
 
 impl Cluster {
@@ -123,6 +157,7 @@ impl Cluster {
         clients: Arc<dyn StorageClients>,
         snapshot: &Snapshot,
         epoch: Epoch,
+        runner: Option<FragmentRunner>,
     ) -> Self {
         let cluster = Self {
             environment,
@@ -131,9 +166,15 @@ impl Cluster {
             look_wanted: Notify::new(),
             epoch: AtomicU64::new(epoch.0),
             cluster_id: snapshot.cluster_id,
+            runner: runner.map(Arc::new),
         };
         cluster.update(snapshot);
         cluster
+    }
+
+    /// Who runs what nodes hand back, if anyone does.
+    pub(crate) fn runner(&self) -> Option<Arc<FragmentRunner>> {
+        self.runner.clone()
     }
 
     pub(crate) fn environment(&self) -> &Environment {
@@ -185,20 +226,22 @@ impl Cluster {
         self.members.read().by_id.get(&id).cloned()
     }
 
-    /// Holders of a segment in the order in which to ask them: those that answer first, then by
+    /// Holders of a segment in the order in which to ask them: those that are well first, then by
     /// load and rendezvous order together, so that ties keep a segment on the same node and its
     /// caches, and a busy node is passed over.
     pub(crate) fn replicas(&self, segment: &SegmentEntry) -> Vec<Arc<Member>> {
         let order = placement::rendezvous_order(segment.id, &segment.holders);
         let members = self.members.read();
-        let mut found: Vec<(bool, usize, Arc<Member>)> = Vec::with_capacity(order.len());
+        let now_millis = millis(self.environment.clock.now());
+        let mut found: Vec<(u8, usize, Arc<Member>)> = Vec::with_capacity(order.len());
         for (position, id) in order.iter().enumerate() {
             if let Some(member) = members.by_id.get(id) {
-                let load = member.active_requests.load(Ordering::Relaxed);
-                found.push((!member.is_alive(), load.saturating_mul(2).saturating_add(position), Arc::clone(member)));
+                let load = member.active_requests() / BUSY_REQUESTS;
+                let score = load.saturating_mul(2).saturating_add(position);
+                found.push((member.rank(now_millis), score, Arc::clone(member)));
             }
         }
-        found.sort_by_key(|(dead, score, _)| (*dead, *score));
+        found.sort_by_key(|(rank, score, _)| (*rank, *score));
         found.into_iter().map(|(_, _, member)| member).collect()
     }
 
@@ -213,12 +256,29 @@ impl Cluster {
         }
     }
 
+    /// Asks a node how it does. While the answer is late the node counts as stalled, so that its scans are sent to
+    /// others.
+    pub(crate) async fn probe(&self, member: &Member, header: &CallHeader) -> Result<NodeInfo> {
+        let mut call = std::pin::pin!(self.call(member, CONTROL_TIMEOUT, member.client.info(header)));
+        let result = match clock::timeout(self.environment.clock.as_ref(), STALLED_AFTER, &mut call).await {
+            Some(result) => result,
+            None => {
+                member.stalled.store(true, Ordering::Relaxed);
+                call.await
+            }
+        };
+        if result.is_ok() {
+            member.stalled.store(false, Ordering::Relaxed);
+        }
+        result
+    }
+
     /// Runs a small call on a node under its deadline and takes note of whether it answered.
     pub(crate) async fn call<T, F>(&self, member: &Member, timeout: Duration, call: F) -> Result<T>
     where
         F: Future<Output = Result<T>>,
     {
-        let result = aubade_environment::clock::timeout(self.environment.clock.as_ref(), timeout, call).await;
+        let result = clock::timeout(self.environment.clock.as_ref(), timeout, call).await;
         let result = result.unwrap_or_else(|| {
             let text = format!(
                 "storage node {} at {} did not answer within {} ms",
@@ -234,4 +294,8 @@ impl Cluster {
         }
         result
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

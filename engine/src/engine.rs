@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use aubade_catalog::manifest::{Collected, CollectionLimits};
@@ -34,7 +34,8 @@ use aubade_catalog::{Action, ClusterUrl, Commit, Manifest, ManifestStore, NodeEn
 use aubade_environment::{Environment, FileLock, MemoryFiles, TaskGroup};
 use aubade_planner::{ScanTask, TableAccess};
 use aubade_proto::{ClusterId, Epoch, Error, ErrorCode, Result, ResultExt, SegmentId, TransactionId, Version};
-use aubade_storage_node::{StorageNode, StorageNodeOptions};
+use aubade_storage_node::{FragmentRunner, StorageNode, StorageNodeOptions};
+use datafusion::catalog::TableProvider;
 use datafusion::datasource::sink::DataSink;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::TrackConsumersPool;
@@ -48,12 +49,13 @@ use crate::cluster::Cluster;
 use crate::file_policy::{FileAccess, PolicyObjectStores};
 use crate::limits::CONTROL_TIMEOUT;
 use crate::memory_pool::HeadroomPool;
+use crate::plan_cache::PlanCache;
 use crate::query::QueryLog;
-use crate::session::Session;
+use crate::session::{Session, Template};
 use crate::status::ClusterStatus;
 use crate::storage_client::{GrpcClients, LoopbackClients, StorageClients};
 use crate::write::{SegmentSink, unknown_commit};
-use crate::{fanout, maintenance};
+use crate::{fanout, maintenance, system};
 
 /// Zone of the one node of an embedded database.
 const EMBEDDED_ZONE: &str = "local";
@@ -103,6 +105,9 @@ struct Inner {
     cpu: CpuRuntime,
     encode_pool: Arc<ThreadPool>,
     queries: QueryLog,
+    plans: PlanCache,
+    /// What sessions start with.
+    template: OnceLock<Arc<Template>>,
     tasks: TaskGroup,
     in_flight: Mutex<BTreeSet<SegmentId>>,
     /// Snapshots that a query may still read, so that their segments are not collected.
@@ -199,8 +204,13 @@ impl Engine {
     ) -> Result<Self> {
         let epoch = manifest.take_over().boxed().await?;
         let snapshot = manifest.snapshot();
-        let cluster = Arc::new(Cluster::new(environment.clone(), clients, &snapshot, epoch));
-        let threads = std::thread::available_parallelism().map_or(2, NonZeroUsize::get);
+        let (tasks, threads) = (TaskGroup::new(), std::thread::available_parallelism().map_or(2, NonZeroUsize::get));
+        // An embedded node has the CPUs of this process: nothing is gained by handing back.
+        let runner = match &embedded_node {
+            Some(_) => None,
+            None => Some(FragmentRunner::new(Arc::clone(&environment.clock), threads, tasks.clone())?),
+        };
+        let cluster = Arc::new(Cluster::new(environment.clone(), clients, &snapshot, epoch, runner));
         let encode_pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|index| format!("encode-{index}"))
@@ -216,7 +226,9 @@ impl Engine {
             cluster,
             encode_pool: Arc::new(encode_pool),
             queries: QueryLog::default(),
-            tasks: TaskGroup::new(),
+            plans: PlanCache::default(),
+            template: OnceLock::new(),
+            tasks,
             in_flight: Mutex::default(),
             pinned: Mutex::default(),
             newest_epoch: AtomicU64::new(epoch.0),
@@ -322,6 +334,15 @@ impl Engine {
         &self.0.options
     }
 
+    pub(crate) fn plans(&self) -> &PlanCache {
+        &self.0.plans
+    }
+
+    /// What sessions start with, until they change a setting.
+    pub(crate) fn template(&self) -> Arc<Template> {
+        Arc::clone(self.0.template.get_or_init(|| Arc::new(Template::of(self))))
+    }
+
     pub(crate) fn environment(&self) -> &Environment {
         &self.0.environment
     }
@@ -409,6 +430,14 @@ impl Engine {
 impl TableAccess for Engine {
     fn scan(&self, task: ScanTask, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         fanout::scan(Arc::clone(&self.0.cluster), task, &context)
+    }
+
+    fn system_tables(&self) -> &'static [&'static str] {
+        system::TABLES
+    }
+
+    fn system_table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
+        system::table(self, name)
     }
 
     fn sink(&self, table: Arc<aubade_catalog::snapshot::Table>) -> Result<Arc<dyn DataSink>> {

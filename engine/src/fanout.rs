@@ -8,16 +8,18 @@
 //! of rows within one is fixed, so no row is lost or doubled, at whatever moment the failure comes.
 //! Nothing is spawned: dropping the stream drops the requests, which stops the nodes.
 
+mod fetch;
+mod requests;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use arrow::record_batch::RecordBatch;
 use aubade_catalog::SegmentEntry;
-use aubade_environment::Deadline;
-use aubade_planner::ScanTask;
+use aubade_environment::{Deadline, clock};
 use aubade_planner::prune::prune_segments;
+use aubade_planner::{ScanTask, fragment_cache_enabled};
 use aubade_proto::{
     Error, ErrorCode, Fragment, NodeId, Result, Retry, ScanEvent, ScanRequest, ScanStatistics, SegmentScan,
 };
@@ -26,15 +28,16 @@ use datafusion::error::DataFusionError;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use futures::stream::{FuturesUnordered, StreamFuture};
-use futures::{FutureExt, Stream, StreamExt, TryStreamExt, stream};
+use datafusion::prelude::SessionConfig;
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
+use requests::{Request, RequestNumber, Requests};
 
-use crate::cluster::{ActiveRequest, Cluster, Member};
+use crate::cluster::{Cluster, Member};
 use crate::limits::{
-    REQUESTS_PER_PARTITION_MAX, SCAN_ROUND_PAUSE, SCAN_ROUNDS_MAX, SCAN_TIMEOUT, SEGMENTS_PER_REQUEST_MAX,
+    HEDGE_LOOK_PAUSE, LIMITED_REQUESTS_MAX, REQUESTS_PER_PARTITION_MAX, SCAN_ROUND_PAUSE, SCAN_ROUNDS_MAX,
+    SCAN_TIMEOUT, SEGMENTS_PER_REQUEST_MAX,
 };
 use crate::query::QueryDeadline;
-use crate::storage_client::ScanStream;
 
 /// Starts a partition of a scan.
 pub(crate) fn scan(cluster: Arc<Cluster>, task: ScanTask, context: &TaskContext) -> Result<SendableRecordBatchStream> {
@@ -46,7 +49,7 @@ pub(crate) fn scan(cluster: Arc<Cluster>, task: ScanTask, context: &TaskContext)
         Some(deadline) => deadline.0,
         None => Deadline::after(cluster.environment().clock.as_ref(), SCAN_TIMEOUT),
     };
-    let fan_out = FanOut::new(cluster, task, reservation, deadline, config.batch_size())?;
+    let fan_out = FanOut::new(cluster, task, reservation, deadline, config)?;
     let batches = stream::try_unfold(fan_out, |mut fan_out| async move {
         let batch = fan_out.next().boxed().await.map_err(DataFusionError::from)?;
         Ok(batch.map(|batch| (batch, fan_out)))
@@ -65,29 +68,24 @@ struct Progress {
     fragment: Option<(usize, Arc<Fragment>)>,
     rows_handed_on: u64,
     done: bool,
+    /// A node has handed it back: its columns are read, and it is scanned here.
+    fetched: bool,
     /// Replicas that failed in this round, with what they said.
     failures: Vec<(NodeId, Error)>,
     rounds: usize,
 }
 
-/// A request that is under way; yields its events.
-struct Request {
-    member: Arc<Member>,
-    /// Indices into [`FanOut::segments`], in the order of the request.
-    segments: Vec<usize>,
-    /// Merged rows, kept until the node says which segments they stand for.
-    merged: Vec<RecordBatch>,
-    merged_bytes: usize,
-    events: ScanStream,
-    _active: ActiveRequest,
-}
+/// Requests to be sent, each with its segments.
+type Requested = BTreeMap<RequestKey, (Arc<Member>, Vec<usize>)>;
 
-impl Stream for Request {
-    type Item = Result<ScanEvent>;
-
-    fn poll_next(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<Option<Self::Item>> {
-        self.events.poll_next_unpin(cx)
-    }
+/// What the segments of one request have in common.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct RequestKey {
+    node: NodeId,
+    /// The number of the fragment.
+    fragment: usize,
+    /// Whether it runs on the coordinator.
+    fetched: bool,
 }
 
 /// The fragment with the filters that were known last.
@@ -105,7 +103,9 @@ struct FanOut {
     segments: Vec<Progress>,
     /// Segments that no request covers now.
     waiting: Vec<usize>,
-    requests: FuturesUnordered<StreamFuture<Request>>,
+    /// Segments began to wait, or requests ended, since segments were last shared out.
+    has_changed: bool,
+    requests: Requests,
     /// Batches to hand on.
     ready: VecDeque<RecordBatch>,
     latest: Option<Latest>,
@@ -115,6 +115,7 @@ struct FanOut {
     deadline: Deadline,
     reservation: MemoryReservation,
     batch_rows: usize,
+    may_keep_results: bool,
 }
 
 impl FanOut {
@@ -123,7 +124,7 @@ impl FanOut {
         task: ScanTask,
         reservation: MemoryReservation,
         deadline: Deadline,
-        batch_rows: usize,
+        config: &SessionConfig,
     ) -> Result<Self> {
         let progress = task.segments.iter().map(|index| {
             let segment = task.table.segments.get(*index);
@@ -136,6 +137,7 @@ impl FanOut {
                 fragment: None,
                 rows_handed_on: 0,
                 done: false,
+                fetched: false,
                 failures: Vec::new(),
                 rounds: 0,
             })
@@ -144,20 +146,21 @@ impl FanOut {
         // Taken from the back: reversed, so that segments go out in their order.
         let waiting = (0..segments.len()).rev().collect();
         let rows_left = task.fragment.planned().limit();
-        let requests = FuturesUnordered::new();
         Ok(Self {
             cluster,
             task,
             segments,
             waiting,
-            requests,
+            has_changed: true,
+            requests: Requests::default(),
             ready: VecDeque::new(),
             latest: None,
             merged_bytes: 0,
             rows_left,
             deadline,
             reservation,
-            batch_rows,
+            batch_rows: config.batch_size(),
+            may_keep_results: fragment_cache_enabled(config.options()),
         })
     }
 
@@ -172,27 +175,122 @@ impl FanOut {
                 return Ok(None);
             }
             self.send_requests().await?;
-            let Some((event, request)) = self.requests.next().await else {
-                if self.waiting.is_empty() {
-                    return Ok(None);
+            let Some((request, event)) = self.next_event().await else {
+                if !self.waiting.is_empty() {
+                    continue;
                 }
-                continue;
+                // Whatever went wrong, a result with segments missing must not look complete.
+                return match self.segments.iter().find(|progress| !progress.done) {
+                    Some(progress) => Err(Error::internal(format!(
+                        "the scan ended without segment {} of table {}",
+                        progress.segment.id, self.task.table.name
+                    ))),
+                    None => Ok(None),
+                };
             };
             self.handle(event, request)?;
         }
     }
 
+    /// The next event of any request. Requests that are silent for too long are sent to other replicas meanwhile.
+    async fn next_event(&mut self) -> Option<(Request, Option<Result<ScanEvent>>)> {
+        let clock = Arc::clone(&self.cluster.environment().clock);
+        // What was not listened to has not been silent.
+        let listening = clock.now();
+        let mut look = self.requests.next_look(listening);
+        let (mut request, event) = loop {
+            let Some(at) = look else { break self.requests.next().await? };
+            let time_left = at.saturating_sub(clock.now());
+            if let Some(heard) = clock::timeout(clock.as_ref(), time_left, self.requests.next()).await {
+                break heard?;
+            }
+            self.hedge(listening);
+            look =
+                self.requests.next_look(listening).map(|look| look.max(clock.now().saturating_add(HEDGE_LOOK_PAUSE)));
+        };
+        let now = clock.now();
+        let metrics = &self.task.metrics;
+        metrics.storage_wait.add_duration(now.saturating_sub(listening));
+        metrics.add_wait(request.member.entry.id, request.silence(listening, now));
+        self.requests.listened(listening, now);
+        request.heard(now);
+        Some((request, event))
+    }
+
+    /// Sends what a slow request has not finished to another replica too, the slowest that some replica can take over.
+    fn hedge(&mut self, listening: Duration) {
+        let now = self.cluster.environment().clock.now();
+        let metrics = &self.task.metrics;
+        // One in twenty is what a 95th percentile leaves; the first is free, and nodes that do not answer are another
+        // matter.
+        let in_budget = metrics.hedges.value() <= metrics.requests.value() / 20;
+        let slow = self.requests.slow(listening, now, metrics.usual_wait(), in_budget);
+        let mut candidates = slow.into_iter().filter_map(|(number, request)| {
+            let segments = self.unfinished(request.outstanding());
+            let other = self.other_replica(request, &segments)?;
+            Some((number, Arc::clone(&request.member), other, segments))
+        });
+        let Some((number, slow, other, segments)) = candidates.next() else { return };
+        drop(candidates);
+        let (slow, other_id) = (&slow.entry, other.entry.id);
+        tracing::debug!(node = %slow.id, address = %slow.address, other = %other_id, "a request is slow; asking another replica too");
+        self.task.metrics.hedges.add(1);
+        self.send(&other, segments, Some(number));
+    }
+
+    /// The first replica that is well and can take over all of a request.
+    fn other_replica(&self, request: &Request, segments: &[usize]) -> Option<Arc<Member>> {
+        let able = |member: &Arc<Member>| {
+            member.entry.id != request.member.entry.id && member.is_alive() && !member.is_stalled()
+        };
+        let replicas_of = |index: &usize| {
+            let progress = self.segments.get(*index)?;
+            let failed = |id: NodeId| progress.failures.iter().any(|(node, _)| *node == id);
+            let replicas = self.cluster.replicas(&progress.segment).into_iter();
+            Some(replicas.filter(|member| able(member) && !failed(member.entry.id)).collect::<Vec<_>>())
+        };
+        let (first, rest) = segments.split_first()?;
+        let mut common = replicas_of(first)?;
+        for index in rest {
+            let ids: BTreeSet<NodeId> = replicas_of(index)?.iter().map(|member| member.entry.id).collect();
+            common.retain(|member| ids.contains(&member.entry.id));
+        }
+        common.into_iter().next()
+    }
+
+    /// Of some segments those that are not complete.
+    fn unfinished(&self, segments: impl Iterator<Item = usize>) -> Vec<usize> {
+        segments.filter(|index| self.segments.get(*index).is_some_and(|progress| !progress.done)).collect()
+    }
+
+    /// One of two rivals was heard: the other one is dropped.
+    fn settle(&mut self, heard: &mut Request) {
+        let Some(lost) = self.requests.take_rival(heard) else { return };
+        self.has_changed = true;
+        self.merged_bytes = self.merged_bytes.saturating_sub(lost.merged_bytes);
+        if heard.is_hedge {
+            self.task.metrics.hedges_won.add(1);
+            lost.member.was_slow(self.cluster.environment().clock.as_ref());
+        }
+        // What the one that was heard does not answer for.
+        let left = self.unfinished(lost.outstanding().filter(|index| !heard.answers_for(*index)));
+        self.waiting.extend(left);
+    }
+
     /// Takes in one event of a request and goes on listening to it.
     fn handle(&mut self, event: Option<Result<ScanEvent>>, mut request: Request) -> Result<()> {
+        if matches!(&event, Some(Ok(event)) if !matches!(event, ScanEvent::SegmentFailed { .. })) {
+            self.settle(&mut request);
+        }
         match event {
             Some(Ok(ScanEvent::Batch { segment_index, batch, rows_through, wire_bytes })) => {
                 let index = asked(&request, segment_index)?;
-                self.count_wire(wire_bytes);
+                self.task.metrics.add_wire(request.member.entry.id, wire_bytes);
                 let batch = self.take_batch(index, batch, rows_through, &request.member)?;
                 self.ready.extend(batch);
             }
             Some(Ok(ScanEvent::Merged { batch, wire_bytes })) => {
-                self.count_wire(wire_bytes);
+                self.task.metrics.add_wire(request.member.entry.id, wire_bytes);
                 let bytes = get_record_batch_memory_size(&batch);
                 request.merged.push(batch);
                 request.merged_bytes = request.merged_bytes.saturating_add(bytes);
@@ -215,26 +313,22 @@ impl FanOut {
             }
             Some(Ok(ScanEvent::SegmentFailed { segment_index, error })) => {
                 let index = asked(&request, segment_index)?;
-                self.segment_failed(index, &request.member, error)?;
+                request.give_up(index);
+                let covered = self.requests.rival_of(&request).is_some_and(|rival| rival.answers_for(index));
+                self.segment_failed(index, &request.member, error, covered)?;
             }
-            Some(Err(error)) => return self.end_request(&request, Some(error)),
-            None => return self.end_request(&request, None),
+            Some(Err(error)) => return self.end_request(request, Some(error)),
+            None => return self.end_request(request, None),
         }
-        self.requests.push(request.into_future());
+        self.requests.put_back(request);
         Ok(())
-    }
-
-    fn count_wire(&self, bytes: u64) {
-        self.task.metrics.bytes_wire.add(usize::try_from(bytes).unwrap_or(usize::MAX));
     }
 
     fn segment_done(&mut self, index: usize, statistics: &ScanStatistics, member: &Member) {
         if let Some(progress) = self.segments.get_mut(index) {
             progress.done = true;
         }
-        self.task.metrics.add_storage(statistics);
-        self.task.metrics.add_replica(member.entry.id);
-        self.task.metrics.segments_scanned.add(1);
+        self.task.metrics.add_segment(member.entry.id, statistics);
     }
 
     /// Makes sure that merged rows can stand for all rows of a segment.
@@ -285,40 +379,36 @@ impl FanOut {
         Ok((batch.num_rows() > 0).then_some(batch))
     }
 
-    fn segment_failed(&mut self, index: usize, member: &Member, error: Error) -> Result<()> {
-        match error.retry() {
-            Retry::Never => Err(error),
-            Retry::OtherReplica | Retry::Later => {
-                let node = member.entry.id;
-                tracing::warn!(%node, error = %error.chain(), "a replica could not be read; asking another one");
-                if error.code() == ErrorCode::SegmentNotFound {
-                    member.suspect();
-                }
-                if let Some(progress) = self.segments.get_mut(index) {
-                    progress.failures.push((member.entry.id, error));
-                    self.waiting.push(index);
-                }
-                Ok(())
-            }
+    /// A replica failed. Where another request answers for the segment too (`covered`), that one decides.
+    fn segment_failed(&mut self, index: usize, member: &Member, error: Error, covered: bool) -> Result<()> {
+        if error.retry() == Retry::Never && !covered {
+            return Err(error);
         }
+        let node = member.entry.id;
+        tracing::warn!(%node, error = %error.chain(), "a replica could not be read; asking another one");
+        if error.code() == ErrorCode::SegmentNotFound {
+            member.suspect();
+        }
+        if let Some(progress) = self.segments.get_mut(index) {
+            progress.failures.push((node, error));
+            if !covered {
+                self.waiting.push(index);
+            }
+            self.has_changed = true;
+        }
+        Ok(())
     }
 
     /// A request ended: normally, with an error, or too early.
-    fn end_request(&mut self, request: &Request, error: Option<Error>) -> Result<()> {
+    fn end_request(&mut self, mut request: Request, error: Option<Error>) -> Result<()> {
         // Of what it has merged and not named the segments, nothing counts.
         self.merged_bytes = self.merged_bytes.saturating_sub(request.merged_bytes);
-        let unfinished: Vec<usize> = request
-            .segments
-            .iter()
-            .copied()
-            .filter(|index| {
-                let failed_here =
-                    |progress: &Progress| progress.failures.iter().any(|(node, _)| *node == request.member.entry.id);
-                self.segments.get(*index).is_some_and(|progress| !progress.done && !failed_here(progress))
-            })
-            .collect();
+        self.has_changed = true;
+        let rival = self.requests.leave_to_rival(&mut request);
+        let (covered, left): (Vec<usize>, Vec<usize>) =
+            self.unfinished(request.outstanding()).into_iter().partition(|index| rival.contains(index));
         let error = match error {
-            None if unfinished.is_empty() => {
+            None if covered.is_empty() && left.is_empty() => {
                 request.member.answered();
                 return Ok(());
             }
@@ -330,15 +420,38 @@ impl FanOut {
             Some(error) if self.deadline.is_past(self.cluster.environment().clock.as_ref()) => return Err(error),
             Some(error) => error,
         };
+        if error.code() == ErrorCode::PushedBack && self.can_fetch(&left) {
+            self.task.metrics.pushbacks.add(1);
+            self.fetch_instead(&left);
+            return Ok(());
+        }
         request.member.failed(&error);
-        for index in unfinished {
-            self.segment_failed(index, &request.member, error.clone())?;
+        for (segments, covered) in [(covered, true), (left, false)] {
+            for index in segments {
+                self.segment_failed(index, &request.member, error.clone(), covered)?;
+            }
         }
         Ok(())
     }
 
-    /// Gives segments that were not asked for yet the filters that are known by now, and leaves out
-    /// those in which no row passes them.
+    /// Whether segments can be scanned here, and are not scanned here already.
+    fn can_fetch(&self, segments: &[usize]) -> bool {
+        let fetched = |index: &usize| self.segments.get(*index).is_some_and(|progress| progress.fetched);
+        self.cluster.runner().is_some() && !segments.iter().any(fetched)
+    }
+
+    /// Has segments scanned here that a node has handed back.
+    fn fetch_instead(&mut self, segments: &[usize]) {
+        for index in segments {
+            if let Some(progress) = self.segments.get_mut(*index) {
+                progress.fetched = true;
+                self.waiting.push(*index);
+            }
+        }
+    }
+
+    /// Finds out which filters are known by now, and leaves out segments that were not asked for yet in which no row
+    /// passes them.
     fn apply_runtime_filters(&mut self) -> Result<()> {
         let fragment = self.task.fragment.now()?;
         if !self.latest.as_ref().is_some_and(|latest| Arc::ptr_eq(&latest.fragment, &fragment)) {
@@ -359,76 +472,89 @@ impl FanOut {
                 return true;
             };
             progress.done = !latest.kept.contains(&progress.segment_index);
-            if progress.done {
-                metrics.segments_pruned_runtime.add(1);
-            } else {
-                progress.fragment = Some((latest.number, Arc::clone(&latest.fragment)));
-            }
+            metrics.segments_pruned_runtime.add(usize::from(progress.done));
             !progress.done
         });
         Ok(())
     }
 
-    /// Covers waiting segments by requests, as many as may be open.
+    /// Covers waiting segments by requests, once something has changed since that was last done.
     async fn send_requests(&mut self) -> Result<()> {
-        if !self.waiting.is_empty() && self.requests.len() < REQUESTS_PER_PARTITION_MAX {
+        while std::mem::take(&mut self.has_changed) && !self.waiting.is_empty() {
             self.apply_runtime_filters()?;
-        }
-        while !self.waiting.is_empty() && self.requests.len() < REQUESTS_PER_PARTITION_MAX {
-            // By node and fragment: a request has one of each.
-            let mut batches: BTreeMap<(NodeId, usize), (Arc<Member>, Vec<usize>)> = BTreeMap::new();
-            let mut pause = false;
-            let mut new_requests = 0;
-            while let Some(index) = self.waiting.pop() {
-                let Some(progress) = self.segments.get_mut(index) else { continue };
-                let replicas = self.cluster.replicas(&progress.segment);
-                let untried =
-                    |member: &&Arc<Member>| !progress.failures.iter().any(|(node, _)| *node == member.entry.id);
-                match replicas.iter().find(untried) {
-                    Some(member) => {
-                        let fragment = progress.fragment.as_ref().map_or(0, |(number, _)| *number);
-                        let (_, segments) = batches
-                            .entry((member.entry.id, fragment))
-                            .or_insert_with(|| (Arc::clone(member), Vec::new()));
-                        if segments.len().is_multiple_of(SEGMENTS_PER_REQUEST_MAX) {
-                            if self.requests.len() + new_requests >= REQUESTS_PER_PARTITION_MAX {
-                                self.waiting.push(index);
-                                break;
-                            }
-                            new_requests += 1;
-                        }
-                        segments.push(index);
-                    }
-                    None => {
-                        next_round(progress, &self.task)?;
-                        self.cluster.want_look();
-                        self.waiting.push(index);
-                        pause = true;
-                        break;
-                    }
-                }
+            let mut requests = BTreeMap::new();
+            let exhausted = self.share_out(&mut requests);
+            for (member, segments) in requests.into_values() {
+                self.send(&member, segments, None);
             }
-            for (member, segments) in batches.into_values() {
-                for segments in segments.chunks(SEGMENTS_PER_REQUEST_MAX) {
-                    self.send(&member, segments.to_vec());
-                }
-            }
-            if pause {
+            if let Some(progress) = exhausted.and_then(|index| self.segments.get_mut(index)) {
+                next_round(progress, &self.task)?;
+                self.cluster.want_look();
                 self.cluster.environment().clock.sleep(SCAN_ROUND_PAUSE).await;
+                self.has_changed = true;
             }
         }
         Ok(())
     }
 
-    fn send(&mut self, member: &Arc<Member>, segments: Vec<usize>) {
+    /// Shares waiting segments out over requests: one for each node that has none of this partition, so that no node
+    /// waits for another. A segment goes to its first replica; what is more than a request takes waits for it, or goes
+    /// to a node that would have nothing to do. Returns a segment of which every replica has failed.
+    fn share_out(&mut self, requests: &mut Requested) -> Option<usize> {
+        let open_max = if self.rows_left.is_some() { LIMITED_REQUESTS_MAX } else { REQUESTS_PER_PARTITION_MAX };
+        let new_max = open_max.saturating_sub(self.requests.len());
+        let busy = self.requests.nodes();
+        let latest = self.latest.as_ref().map_or(0, |latest| latest.number);
+        let mut left: Vec<(usize, Vec<Arc<Member>>)> = Vec::new();
+        let mut exhausted = None;
+        let put = |requests: &mut Requested, progress: &Progress, index: usize, member: &Arc<Member>| {
+            let fragment = progress.fragment.as_ref().map_or(latest, |(number, _)| *number);
+            let key = RequestKey { node: member.entry.id, fragment, fetched: progress.fetched };
+            let room = new_max.saturating_sub(requests.len());
+            match requests.get_mut(&key) {
+                Some((_, segments)) if segments.len() < SEGMENTS_PER_REQUEST_MAX => segments.push(index),
+                None if room > 0 && !busy.contains(&key.node) => {
+                    requests.insert(key, (Arc::clone(member), vec![index]));
+                }
+                _ => return false,
+            }
+            true
+        };
+        while let Some(index) = self.waiting.pop() {
+            let Some(progress) = self.segments.get(index) else { continue };
+            let mut replicas = self.cluster.replicas(&progress.segment);
+            replicas.retain(|member| !progress.failures.iter().any(|(node, _)| *node == member.entry.id));
+            let Some(first) = replicas.first() else {
+                exhausted = Some(index);
+                left.push((index, replicas));
+                break;
+            };
+            if !put(requests, progress, index, first) {
+                left.push((index, replicas));
+            }
+        }
+        let working: BTreeSet<NodeId> = requests.keys().map(|key| key.node).chain(busy.iter().copied()).collect();
+        left.retain(|(index, replicas)| {
+            let idle = replicas.iter().find(|member| !working.contains(&member.entry.id));
+            let progress = self.segments.get(*index);
+            !idle.zip(progress).is_some_and(|(member, progress)| put(requests, progress, *index, member))
+        });
+        self.waiting.extend(left.into_iter().rev().map(|(index, _)| index));
+        exhausted
+    }
+
+    /// Sends a request; a hedge is the rival of another one.
+    fn send(&mut self, member: &Arc<Member>, segments: Vec<usize>, rival: Option<RequestNumber>) {
         let clock = self.cluster.environment().clock.as_ref();
         let remaining = self.deadline.remaining(clock).max(Duration::from_millis(1));
         let progress = segments.iter().filter_map(|index| self.segments.get(*index));
-        if progress.clone().any(|progress| progress.rounds > 0 || !progress.failures.is_empty()) {
+        if rival.is_none() && progress.clone().any(|progress| progress.rounds > 0 || !progress.failures.is_empty()) {
             self.task.metrics.retries.add(1);
         }
-        let fragment = progress.clone().find_map(|progress| progress.fragment.as_ref());
-        let fragment = fragment.map_or_else(|| self.task.fragment.planned(), |(_, fragment)| fragment);
+        let asked = progress.clone().find_map(|progress| progress.fragment.clone());
+        let latest = || self.latest.as_ref().map(|latest| (latest.number, Arc::clone(&latest.fragment)));
+        let asked = asked.or_else(latest).unwrap_or_else(|| (0, Arc::clone(self.task.fragment.planned())));
+        let fragment = &asked.1;
         let fragment = match self.rows_left {
             None => Arc::clone(fragment),
             limit => Arc::new(fragment.with_limit(limit)),
@@ -436,18 +562,32 @@ impl FanOut {
         let request = ScanRequest {
             header: self.cluster.header(self.task.snapshot.version, remaining),
             segments: progress
+                .clone()
                 .map(|progress| SegmentScan { segment_id: progress.segment.id, skip_rows: progress.rows_handed_on })
                 .collect(),
             fragment,
             batch_rows: self.batch_rows,
+            may_push_back: self.cluster.runner().is_some(),
+            may_keep_results: self.may_keep_results,
         };
-        self.task.metrics.requests.add(1);
+        let fetched = progress.clone().any(|progress| progress.fetched);
+        let entries: Vec<_> = progress.map(|progress| Arc::clone(&progress.segment)).collect();
+        for index in &segments {
+            if let Some(progress) = self.segments.get_mut(*index) {
+                progress.fragment.get_or_insert_with(|| asked.clone());
+            }
+        }
+        self.task.metrics.add_request(&member.entry);
         let client = Arc::clone(&member.client);
-        let events = stream::once(async move { client.scan(request).await }).try_flatten().boxed();
-        let _active = member.begin_request();
-        let member = Arc::clone(member);
-        let request = Request { member, segments, merged: Vec::new(), merged_bytes: 0, events, _active };
-        self.requests.push(request.into_future());
+        let events = match self.cluster.runner().filter(|_| fetched) {
+            Some(runner) => {
+                let metrics = self.task.metrics.clone();
+                let until = (Arc::clone(&self.cluster.environment().clock), self.deadline);
+                fetch::fetch(runner, Arc::clone(member), request, entries, metrics, until, &self.reservation)
+            }
+            None => stream::once(async move { client.scan(request).await }).try_flatten().boxed(),
+        };
+        self.requests.add(member, segments, events, rival, clock.now());
     }
 }
 

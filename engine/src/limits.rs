@@ -22,13 +22,40 @@ pub(crate) const UPLOAD_CHUNK_BYTES: usize = 1 << 20;
 pub(crate) const NODE_MESSAGE_BYTES_MAX: usize = 64 << 20;
 /// Segments per scan request: bounds the request's size and what one lost connection repeats.
 pub(crate) const SEGMENTS_PER_REQUEST_MAX: usize = 32;
-/// Requests that one partition of a scan has open at a time.
-pub(crate) const REQUESTS_PER_PARTITION_MAX: usize = 4;
+/// Requests that one partition of a scan has open at a time, each at another node.
+pub(crate) const REQUESTS_PER_PARTITION_MAX: usize = 16;
+/// The same where a limit may be met by the first of them.
+pub(crate) const LIMITED_REQUESTS_MAX: usize = 4;
 /// Times that a segment is asked of all its replicas before the query fails. With the pause, the rounds last longer than
 /// two looks at the manifest, so that a node that comes back at another address is found.
 pub(crate) const SCAN_ROUNDS_MAX: usize = 8;
 /// Pause between two such rounds.
 pub(crate) const SCAN_ROUND_PAUSE: Duration = Duration::from_millis(300);
+/// Silence of a request before it may be sent to another replica too: below it, a second request would cost more than
+/// the wait.
+pub(crate) const HEDGE_AFTER_MIN: Duration = Duration::from_millis(100);
+/// How many times the 95th percentile of the waits of a scan is too long: on a busy machine waits differ by half.
+pub(crate) const HEDGE_AFTER_FACTOR: u32 = 2;
+/// Pause between looks for slow requests.
+pub(crate) const HEDGE_LOOK_PAUSE: Duration = Duration::from_millis(50);
+/// Requests that a node has to have before others are asked in its place: with fewer, what it keeps of a segment (its
+/// footer, and results of fragments) is worth more than an idle CPU.
+pub(crate) const BUSY_REQUESTS: usize = 4;
+/// Time for which a node that was slower than another replica is asked after the others.
+pub(crate) const SLOW_NODE_PENALTY: Duration = Duration::from_secs(5);
+/// Time after which a node that was asked how it does, and has not answered, counts as stalled. The answer does not wait
+/// for the CPU pool that scans run on.
+pub(crate) const STALLED_AFTER: Duration = Duration::from_millis(500);
+/// Statements whose plans are kept. A plan takes some hundred kilobytes, so that all stay below some hundred megabytes.
+pub(crate) const PLAN_CACHE_ENTRIES_MAX: u64 = 512;
+/// Time after which a plan that nobody asked for is forgotten.
+pub(crate) const PLAN_CACHE_AGE_MAX: Duration = Duration::from_secs(3_600);
+/// Bytes of a statement whose plan is kept: longer ones are written by programs, and hardly twice.
+pub(crate) const PLAN_KEY_TEXT_BYTES_MAX: usize = 64 << 10;
+/// Bytes of the parameters of such a statement.
+pub(crate) const PLAN_KEY_BYTES_MAX: usize = 64 << 10;
+/// Bytes of a statement that `system.plan_cache` shows.
+pub(crate) const PLAN_CACHE_TEXT_BYTES_MAX: usize = 4 << 10;
 /// Deadline of a scan for which nobody gave one.
 pub(crate) const SCAN_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Time for one segment to reach one node.

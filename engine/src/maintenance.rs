@@ -150,7 +150,7 @@ async fn probe_nodes(engine: &Engine, snapshot: &Snapshot) -> Vec<Probe> {
     let header = engine.cluster().header(snapshot.version, CONTROL_TIMEOUT);
     let header = &header;
     let probes = engine.cluster().members().into_iter().map(|member| async move {
-        let info = engine.cluster().call(&member, CONTROL_TIMEOUT, member.client.info(header)).await.ok()?;
+        let info = engine.cluster().probe(&member, header).await.ok()?;
         if info.node_id != member.entry.id {
             tracing::warn!(expected = %member.entry.id, found = %info.node_id, "another storage node answers at this address");
             return None;

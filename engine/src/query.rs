@@ -3,6 +3,7 @@
 mod metrics;
 mod stream;
 mod task;
+mod totals;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,8 +16,12 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::plan_cache::Lease;
+
 pub(crate) use stream::{deadline_exceeded, one_batch, query_stream};
 pub(crate) use task::run_on;
+pub use totals::Metric;
+use totals::Totals;
 
 /// Records that a log keeps. A record is a few kilobytes, so the log stays below 10 MB.
 pub const QUERY_LOG_RECORDS: usize = 1_000;
@@ -54,6 +59,8 @@ pub struct QueryRecord {
     pub start_unix_millis: u64,
     /// From its beginning to its physical plan.
     pub planning_micros: u64,
+    /// Whether its plan was in the plan cache.
+    pub plan_cache_hit: bool,
     /// From its beginning to its end.
     pub total_micros: u64,
     /// Rows of the result; for a statement that writes, rows written.
@@ -62,8 +69,10 @@ pub struct QueryRecord {
     pub segments_total: u64,
     /// Of these, those that statistics ruled out, for filters of the query and for those found while it ran.
     pub segments_pruned: u64,
-    /// Segments read.
+    /// Segments answered for.
     pub segments_scanned: u64,
+    /// Of these, those whose result a node had kept from an earlier time.
+    pub segments_kept: u64,
     /// Row groups of the segments read.
     pub row_groups: u64,
     /// Of these, those that statistics or a Bloom filter ruled out.
@@ -82,6 +91,12 @@ pub struct QueryRecord {
     pub requests: u64,
     /// Of these, repeated ones.
     pub retries: u64,
+    /// Of the requests, those that a node handed back because it was short of CPU.
+    pub pushbacks: u64,
+    /// Segments whose columns were read and scanned on the coordinator instead.
+    pub segments_fetched: u64,
+    /// Of the requests, those sent to another replica because the first one was slow.
+    pub hedges: u64,
     /// Time on the CPU pools of storage nodes.
     pub storage_cpu_micros: u64,
     /// The storage nodes that answered.
@@ -94,6 +109,7 @@ pub struct QueryRecord {
 pub struct QueryLog {
     capacity: usize,
     records: Arc<Mutex<VecDeque<QueryRecord>>>,
+    totals: Arc<Totals>,
 }
 
 impl Default for QueryLog {
@@ -105,7 +121,7 @@ impl Default for QueryLog {
 impl QueryLog {
     /// A log of the newest `capacity` queries.
     pub fn new(capacity: usize) -> Self {
-        Self { capacity, records: Arc::default() }
+        Self { capacity, records: Arc::default(), totals: Arc::default() }
     }
 
     /// The record of a query, unless it is too old.
@@ -118,7 +134,13 @@ impl QueryLog {
         self.records.lock().iter().rev().cloned().collect()
     }
 
+    /// Counters over all queries, the forgotten ones too.
+    pub fn metrics(&self) -> Vec<Metric> {
+        self.totals.metrics()
+    }
+
     fn begin(&self, record: QueryRecord) {
+        self.totals.started();
         let mut records = self.records.lock();
         while records.len() >= self.capacity.max(1) {
             records.pop_front();
@@ -143,6 +165,7 @@ pub(crate) struct QueryDeadline(pub(crate) Deadline);
 #[derive(Debug)]
 pub(crate) struct QueryRun {
     id: Uuid,
+    sql: String,
     log: QueryLog,
     clock: Arc<dyn Clock>,
     started: Duration,
@@ -154,6 +177,9 @@ pub(crate) struct QueryRun {
 struct Progress {
     plan: Option<Arc<dyn ExecutionPlan>>,
     planning_micros: u64,
+    plan_cache_hit: bool,
+    /// Where only one copy of its plan may run.
+    lease: Option<Lease>,
     rows: u64,
     ended: bool,
 }
@@ -176,11 +202,13 @@ impl QueryRun {
             error: None,
             start_unix_millis: environment.clock.unix_millis(),
             planning_micros: 0,
+            plan_cache_hit: false,
             total_micros: 0,
             rows: 0,
             segments_total: 0,
             segments_pruned: 0,
             segments_scanned: 0,
+            segments_kept: 0,
             row_groups: 0,
             row_groups_pruned: 0,
             rows_pruned_pages: 0,
@@ -190,11 +218,15 @@ impl QueryRun {
             bytes_wire: 0,
             requests: 0,
             retries: 0,
+            pushbacks: 0,
+            segments_fetched: 0,
+            hedges: 0,
             storage_cpu_micros: 0,
             replicas: Vec::new(),
         });
         Self {
             id,
+            sql: cut(sql, RECORD_SQL_BYTES_MAX),
             log: log.clone(),
             clock: Arc::clone(&environment.clock),
             started: environment.clock.now(),
@@ -217,9 +249,30 @@ impl QueryRun {
 
     /// The physical plan is ready: planning ends here, and its metrics go into the record.
     pub(crate) fn planned(&self, plan: &Arc<dyn ExecutionPlan>) {
+        self.log.totals.planned(plan);
         let mut progress = self.progress.lock();
         progress.planning_micros = self.elapsed_micros();
         progress.plan = Some(Arc::clone(plan));
+    }
+
+    /// The plan was in the cache.
+    pub(crate) fn plan_cache_hit(&self) {
+        self.progress.lock().plan_cache_hit = true;
+    }
+
+    /// Holds the lease of its plan until it ends.
+    pub(crate) fn hold(&self, lease: Option<Lease>) {
+        self.progress.lock().lease = lease;
+    }
+
+    /// The statement, cut after 8 KiB.
+    pub(crate) fn sql(&self) -> &str {
+        &self.sql
+    }
+
+    /// Time since its beginning.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.clock.now().saturating_sub(self.started)
     }
 
     /// Counts rows of the result, or rows written.
@@ -241,27 +294,34 @@ impl QueryRun {
     }
 
     fn elapsed_micros(&self) -> u64 {
-        u64::try_from(self.clock.now().saturating_sub(self.started).as_micros()).unwrap_or(u64::MAX)
+        u64::try_from(self.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
     fn end(&self, state: QueryState, error: Option<String>) {
-        let (plan, planning_micros, rows) = {
+        let (plan, planning_micros, plan_cache_hit, lease, rows) = {
             let mut progress = self.progress.lock();
             if progress.ended {
                 return;
             }
             progress.ended = true;
-            (progress.plan.take(), progress.planning_micros, progress.rows)
+            let (plan, lease) = (progress.plan.take(), progress.lease.take());
+            (plan, progress.planning_micros, progress.plan_cache_hit, lease, progress.rows)
         };
         let total_micros = self.elapsed_micros();
         let scans = plan.map(|plan| metrics::ScanTotals::of(&plan)).unwrap_or_default();
+        if let Some(lease) = lease.filter(|_| state == QueryState::Finished) {
+            lease.end();
+        }
+        let totals = &self.log.totals;
         self.log.end(self.id, |record| {
             record.state = state;
             record.error = error;
             record.total_micros = total_micros;
             record.planning_micros = if planning_micros == 0 { total_micros } else { planning_micros };
+            record.plan_cache_hit = plan_cache_hit;
             record.rows = rows;
             scans.fill(record);
+            totals.ended(record, &scans);
         });
     }
 }

@@ -4,6 +4,7 @@
 mod ingest;
 mod parameters;
 mod split;
+mod template;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,7 +14,6 @@ use std::time::Duration;
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use aubade_environment::clock::timeout;
-use aubade_planner::{Opaque, PlannerOptions, bind_snapshot, session_config, session_state};
 use aubade_proto::{Error, Result};
 use datafusion::execution::{SendableRecordBatchStream, SessionState};
 use futures::FutureExt;
@@ -22,13 +22,13 @@ use uuid::Uuid;
 
 pub(crate) use parameters::{PARAMETERS_MAX, Parameters, describe as describe_parameters};
 pub(crate) use split::LineOffsets;
+pub(crate) use template::Template;
 
 pub use ingest::{IngestMode, IngestTarget};
 pub use split::split_statements;
 
 use crate::engine::Engine;
-use crate::file_policy::with_url_tables;
-use crate::query::{QueryDeadline, QueryRun, deadline_exceeded, run_on};
+use crate::query::{QueryRun, deadline_exceeded, run_on};
 use crate::statement::{self, NamedStatement, Statement, StatementContext};
 
 /// A session. Cheap to clone: all clones are the same session.
@@ -38,8 +38,8 @@ pub struct Session(Arc<Inner>);
 struct Inner {
     id: Uuid,
     engine: Engine,
-    /// Functions, rules and settings, without tables. Replaced as a whole when a setting changes.
-    template: RwLock<Opaque<SessionState>>,
+    /// Replaced as a whole when a setting changes.
+    template: RwLock<Arc<Template>>,
     /// What PREPARE made, by name. Kept as statements, not plans: each run plans for its snapshot.
     named: Mutex<BTreeMap<String, NamedStatement>>,
 }
@@ -95,16 +95,8 @@ pub struct ExecuteOptions {
 
 impl Session {
     pub(crate) fn new(engine: Engine) -> Self {
-        let options = PlannerOptions { target_partitions: engine.options().target_partitions, ..Default::default() };
-        let mut config = session_config(&options);
-        // Every sort sets memory aside for merging its spilled runs: all of them together must fit.
-        let sorts = 4 * config.target_partitions();
-        let merge_bytes = engine.options().memory_limit_bytes() / sorts.max(1);
-        let execution = &mut config.options_mut().execution;
-        execution.sort_spill_reservation_bytes = execution.sort_spill_reservation_bytes.min(merge_bytes);
-        let template = session_state(config, Arc::clone(engine.runtime()));
-        let id = engine.environment().new_uuid();
-        Self(Arc::new(Inner { id, engine, template: RwLock::new(Opaque::new(template)), named: Mutex::default() }))
+        let (id, template) = (engine.environment().new_uuid(), engine.template());
+        Self(Arc::new(Inner { id, engine, template: RwLock::new(template), named: Mutex::default() }))
     }
 
     /// Names the session in query records.
@@ -119,7 +111,11 @@ impl Session {
     pub async fn prepare(&self, sql: &str) -> Result<Prepared> {
         let (session, text) = (self.clone(), sql.to_owned());
         run_on(&self.0.engine.cpu_handle(), async move {
-            let context = session.bind(None).await?;
+            let mut context = session.bind(None).await?;
+            context.look_up(&text, &Parameters::default());
+            if let Some(described) = context.described(&text) {
+                return Ok(described);
+            }
             let statement = Statement::parse(&text, context.state())?;
             statement::describe(&context, statement, text).boxed().await
         })
@@ -156,9 +152,13 @@ impl Session {
     ) -> Result<QueryOutput> {
         let (session, text) = (self.clone(), sql.to_owned());
         self.supervise(sql, options, move |run| async move {
-            let context = session.bind(Some(run)).boxed().await?;
-            let statement = Statement::parse(&text, context.state())?;
+            let mut context = session.bind(Some(run)).boxed().await?;
             let parameters = Parameters::from_batch(parameters)?;
+            context.look_up(&text, &parameters);
+            if let Some(output) = statement::run_kept(&context).boxed().await? {
+                return Ok(output);
+            }
+            let statement = Statement::parse(&text, context.state())?;
             statement::run(context, statement, parameters).boxed().await
         })
         .await
@@ -192,33 +192,25 @@ impl Session {
 
     /// Pins the newest snapshot and binds the session's settings to it.
     async fn bind(&self, run: Option<Arc<QueryRun>>) -> Result<StatementContext> {
-        let engine = &self.0.engine;
-        let snapshot = engine.snapshot().await?;
-        let template = self.template();
-        let mut state = bind_snapshot(&template, Arc::clone(&snapshot), engine.access());
-        with_url_tables(&mut state, template, engine.options().file_access.clone());
-        if let Some(deadline) = run.as_ref().and_then(|run| run.deadline()) {
-            state.config_mut().set_extension(Arc::new(QueryDeadline(deadline)));
-        }
-        state.mark_start_execution();
-        Ok(StatementContext::new(self.clone(), snapshot, state, run))
+        let snapshot = self.0.engine.snapshot().await?;
+        Ok(StatementContext::new(self.clone(), snapshot, self.template(), run))
     }
 
     /// The schema of names that have none, as the session has set it.
     pub fn default_schema(&self) -> String {
-        self.template().config().options().catalog.default_schema.clone()
+        self.template().state.config().options().catalog.default_schema.clone()
     }
 
     pub(crate) fn engine(&self) -> &Engine {
         &self.0.engine
     }
 
-    pub(crate) fn template(&self) -> Opaque<SessionState> {
-        self.0.template.read().clone()
+    pub(crate) fn template(&self) -> Arc<Template> {
+        Arc::clone(&self.0.template.read())
     }
 
-    pub(crate) fn set_template(&self, template: SessionState) {
-        *self.0.template.write() = Opaque::new(template);
+    pub(crate) fn set_template(&self, state: SessionState) {
+        *self.0.template.write() = Arc::new(Template::new(state));
     }
 
     pub(crate) fn named(&self) -> &Mutex<BTreeMap<String, NamedStatement>> {

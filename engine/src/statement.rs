@@ -3,6 +3,7 @@
 pub(crate) mod conform;
 mod drop;
 mod external;
+mod kept;
 mod named;
 pub(crate) mod names;
 mod parse;
@@ -14,31 +15,40 @@ mod unsupported;
 mod views;
 mod write;
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
 
 use arrow::datatypes::{Schema, SchemaRef};
 use aubade_catalog::Snapshot;
-use aubade_planner::improve_error;
+use aubade_environment::Deadline;
+use aubade_planner::{KeptPlan, bind_snapshot, improve_error};
 use aubade_proto::{Error, Result};
 use datafusion::error::DataFusionError;
-use datafusion::execution::SessionState;
+use datafusion::execution::{SessionState, TaskContext};
 use datafusion::logical_expr::{LogicalPlan, Statement as PlanStatement};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::sql::parser::Statement as Ast;
-use datafusion::sql::sqlparser::ast::Statement as SqlAst;
+use datafusion::sql::sqlparser::ast::{DiscardObject, Statement as SqlAst};
 
+pub(crate) use kept::run as run_kept;
 pub(crate) use named::NamedStatement;
 pub(crate) use parse::Statement;
 
 use crate::engine::Engine;
-use crate::query::{QueryRun, one_batch};
-use crate::session::{Parameters, Prepared, QueryOutput, Session, describe_parameters, no_run};
+use crate::file_policy::with_url_tables;
+use crate::plan_cache::PlanKey;
+use crate::query::{QueryDeadline, QueryRun, one_batch};
+use crate::session::{Parameters, Prepared, QueryOutput, Session, Template, describe_parameters, no_run};
 
 /// What a statement is planned and run with: one snapshot, and the session's settings.
 pub(crate) struct StatementContext {
     session: Session,
     snapshot: Arc<Snapshot>,
-    state: SessionState,
+    template: Arc<Template>,
+    /// The template bound to the snapshot. Made when it is first asked for: a query whose plan is kept needs none.
+    state: OnceLock<SessionState>,
+    /// Under which the plan of the statement is kept.
+    key: Option<PlanKey>,
     /// `None` where a statement is only looked at.
     run: Option<Arc<QueryRun>>,
 }
@@ -47,14 +57,40 @@ impl StatementContext {
     pub(crate) fn new(
         session: Session,
         snapshot: Arc<Snapshot>,
-        state: SessionState,
+        template: Arc<Template>,
         run: Option<Arc<QueryRun>>,
     ) -> Self {
-        Self { session, snapshot, state, run }
+        Self { session, snapshot, template, state: OnceLock::new(), key: None, run }
     }
 
     pub(crate) fn state(&self) -> &SessionState {
-        &self.state
+        self.state.get_or_init(|| {
+            let (engine, template) = (self.engine(), &self.template.state);
+            let mut state = bind_snapshot(template, Arc::clone(&self.snapshot), engine.access());
+            with_url_tables(&mut state, template.clone(), engine.options().file_access.clone());
+            if let Some(deadline) = self.deadline() {
+                state.config_mut().set_extension(Arc::new(QueryDeadline(deadline)));
+            }
+            state.mark_start_execution();
+            state
+        })
+    }
+
+    fn deadline(&self) -> Option<Deadline> {
+        self.run.as_ref().and_then(|run| run.deadline())
+    }
+
+    /// What operators run with. They look up no function by its name.
+    fn task_context(&self) -> Arc<TaskContext> {
+        let state = &self.template.state;
+        let mut config = state.config().clone();
+        if let Some(deadline) = self.deadline() {
+            config.set_extension(Arc::new(QueryDeadline(deadline)));
+        }
+        let (session, runtime) = (self.session.id().to_string(), Arc::clone(state.runtime_env()));
+        let no_functions = (HashMap::new(), HashMap::new(), HashMap::new(), HashMap::new());
+        let (scalar, higher_order, aggregate, window) = no_functions;
+        Arc::new(TaskContext::new(None, session, config, scalar, higher_order, aggregate, window, runtime))
     }
 
     fn session(&self) -> &Session {
@@ -79,11 +115,11 @@ impl StatementContext {
     }
 
     async fn plan(&self, ast: Ast) -> Result<LogicalPlan> {
-        self.state.statement_to_plan(ast).await.map_err(|error| self.improve(error))
+        self.state().statement_to_plan(ast).await.map_err(|error| self.improve(error))
     }
 
     async fn physical_plan(&self, plan: &LogicalPlan) -> Result<Arc<dyn ExecutionPlan>> {
-        let plan = self.state.create_physical_plan(plan).await.map_err(|error| self.improve(error))?;
+        let plan = self.state().create_physical_plan(plan).await.map_err(|error| self.improve(error))?;
         self.run()?.planned(&plan);
         Ok(plan)
     }
@@ -122,6 +158,8 @@ pub(crate) async fn run(
                 named::prepare(&context, SqlAst::Prepare { name, data_types, statement }).await
             }
             SqlAst::Deallocate { name, .. } => named::deallocate(&context, &name),
+            SqlAst::Discard { object_type: DiscardObject::PLANS } => kept::discard(&context),
+            SqlAst::Discard { object_type } => Err(kept::cannot_discard(&object_type.to_string())),
             ast @ SqlAst::Execute { .. } => {
                 let plan = named::execute(&context, ast).await?;
                 run_plan(&context, plan).await
@@ -133,8 +171,11 @@ pub(crate) async fn run(
 }
 
 async fn run_ast(context: &StatementContext, ast: Ast, parameters: &Parameters) -> Result<QueryOutput> {
-    let plan = parameters.bind(context.plan(ast).await?)?;
-    run_plan(context, plan).await
+    let plan = context.plan(ast).await?;
+    if let Some(output) = kept::run_first(context, &plan, parameters).await? {
+        return Ok(output);
+    }
+    run_plan(context, parameters.bind(plan)?).await
 }
 
 async fn run_plan(context: &StatementContext, plan: LogicalPlan) -> Result<QueryOutput> {
@@ -163,7 +204,8 @@ pub(crate) async fn describe(context: &StatementContext, statement: Statement, s
             | SqlAst::CreateSchema { .. }
             | SqlAst::Drop { .. }
             | SqlAst::Prepare { .. }
-            | SqlAst::Deallocate { .. } => None,
+            | SqlAst::Deallocate { .. }
+            | SqlAst::Discard { .. } => None,
             ast @ SqlAst::Execute { .. } => Some(named::execute(context, ast).await?),
             ast => Some(context.plan(Ast::Statement(Box::new(ast))).await?),
         },
@@ -173,13 +215,18 @@ pub(crate) async fn describe(context: &StatementContext, statement: Statement, s
     let Some(plan) = plan else {
         return Ok(Prepared { sql, schema: Arc::clone(&empty), parameters: empty, is_query: false });
     };
+    let is_kept = KeptPlan::is_keepable(&plan).map_err(|error| context.improve(error))?;
     let parameters = describe_parameters(&plan)?;
     let (schema, is_query) = match &plan {
         LogicalPlan::Statement(_) | LogicalPlan::Ddl(_) => (empty, false),
         LogicalPlan::Dml(_) | LogicalPlan::Copy(_) => (Arc::clone(plan.schema().inner()), false),
         plan => (query::result_schema(context, plan, parameters.fields().is_empty())?, true),
     };
-    Ok(Prepared { sql, schema, parameters, is_query })
+    let prepared = Prepared { sql, schema, parameters, is_query };
+    if let Some(key) = context.key.as_ref().filter(|_| is_kept) {
+        context.engine().plans().add_description(key.clone(), prepared.clone());
+    }
+    Ok(prepared)
 }
 
 #[cfg(test)]

@@ -5,12 +5,14 @@ mod grpc;
 mod loopback;
 
 use std::fmt::Debug;
+use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use aubade_catalog::NodeEntry;
 use aubade_proto::{
-    CallHeader, Epoch, NodeInfo, PutReceipt, Result, ScanEvent, ScanRequest, SegmentDescription, SegmentId,
+    CallHeader, Epoch, Error, ErrorCode, NodeInfo, PutReceipt, Result, ScanEvent, ScanRequest, SegmentDescription,
+    SegmentId,
 };
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -34,6 +36,8 @@ pub(crate) trait StorageClient: Debug + Send + Sync {
         description: &SegmentDescription,
         data: Bytes,
     ) -> Result<PutReceipt>;
+    /// The bytes of ranges of a segment, in their order.
+    async fn read_ranges(&self, header: &CallHeader, id: SegmentId, ranges: &[Range<u64>]) -> Result<Vec<Bytes>>;
     /// Makes the node copy a segment from another node.
     async fn replicate_segment(
         &self,
@@ -52,6 +56,19 @@ pub(crate) trait StorageClient: Debug + Send + Sync {
     async fn delete_segments(&self, header: &CallHeader, ids: &[SegmentId]) -> Result<u64>;
     /// Makes the node refuse older writers.
     async fn seal(&self, header: &CallHeader) -> Result<Epoch>;
+}
+
+/// Cuts the bytes of several ranges, which came one after the other, apart.
+fn cut_apart(ranges: &[Range<u64>], mut bytes: Bytes) -> Result<Vec<Bytes>> {
+    let mut parts = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        let length = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
+        if length > bytes.len() {
+            return Err(Error::new(ErrorCode::InvalidMessage, "a storage node sent fewer bytes than it was asked for"));
+        }
+        parts.push(bytes.split_to(length));
+    }
+    Ok(parts)
 }
 
 /// Makes the client for a registered node.

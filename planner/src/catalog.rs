@@ -24,6 +24,9 @@ use crate::table::AubadeTable;
 /// The name of the one catalog.
 pub const CATALOG: &str = "aubade";
 
+/// The schema of the tables in which the engine tells of itself. A schema of that name that somebody made hides it.
+pub const SYSTEM_SCHEMA: &str = "system";
+
 /// Views within views, at most. Each level takes stack while it is planned.
 pub const VIEW_DEPTH_MAX: usize = 16;
 
@@ -129,6 +132,10 @@ impl SnapshotCatalog {
         }
     }
 
+    fn has_system_schema(&self) -> bool {
+        !self.access.system_tables().is_empty() && !self.snapshot.schemas.contains(SYSTEM_SCHEMA)
+    }
+
     /// The tables that describe the others. DataFusion's own are made of the catalog that plans queries, and one
     /// relation that cannot be planned would hide all others there.
     fn information_schema(&self) -> InformationSchemaProvider {
@@ -181,12 +188,16 @@ impl CatalogProviderList for SnapshotCatalog {
 
 impl CatalogProvider for SnapshotCatalog {
     fn schema_names(&self) -> Vec<String> {
-        self.snapshot.schemas.iter().cloned().collect()
+        let own = self.snapshot.schemas.iter().map(String::as_str);
+        own.chain(self.has_system_schema().then_some(SYSTEM_SCHEMA)).map(str::to_owned).collect()
     }
 
     fn schema(&self, name: &str) -> Option<Arc<dyn SchemaProvider>> {
         if name == INFORMATION_SCHEMA && self.purpose == Purpose::Planning {
             return Some(Arc::new(self.information_schema()));
+        }
+        if name == SYSTEM_SCHEMA && self.has_system_schema() {
+            return Some(Arc::new(SystemSchema(Arc::clone(&self.access))));
         }
         let known = self.snapshot.schemas.contains(name);
         known.then(|| {
@@ -230,5 +241,24 @@ impl SchemaProvider for SnapshotSchema {
 
     fn table_exist(&self, name: &str) -> bool {
         self.catalog.snapshot.relation(&self.name, name).is_some()
+    }
+}
+
+/// The tables in which the engine tells of itself.
+#[derive(Debug)]
+struct SystemSchema(Arc<dyn TableAccess>);
+
+#[async_trait]
+impl SchemaProvider for SystemSchema {
+    fn table_names(&self) -> Vec<String> {
+        self.0.system_tables().iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
+        Ok(self.0.system_table(name)?)
+    }
+
+    fn table_exist(&self, name: &str) -> bool {
+        self.0.system_tables().contains(&name)
     }
 }

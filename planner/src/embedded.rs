@@ -3,20 +3,19 @@
 use std::sync::Arc;
 
 use aubade_catalog::Snapshot;
-use aubade_catalog::snapshot::Table;
 use aubade_proto::{Error, ErrorCode, Fragment, Result};
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
-use datafusion::datasource::sink::DataSink;
 use datafusion::error::DataFusionError;
 use datafusion::execution::context::SQLOptions;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::{SendableRecordBatchStream, SessionState, TaskContext};
 use datafusion::physical_plan::ExecutionPlan;
 
-use crate::access::{ScanTask, TableAccess};
+use crate::access::{NoAccess, TableAccess};
 use crate::errors::improve_error;
 use crate::explain::plan_text;
 use crate::opaque::Opaque;
+use crate::refusal::NotPushed;
 use crate::scan_exec::StorageScanExec;
 use crate::session::{bind_snapshot, session_config, session_state};
 
@@ -91,7 +90,7 @@ pub struct FragmentInfo {
     /// What runs at storage nodes.
     pub fragment: Arc<Fragment>,
     /// What stays on the coordinator directly above, and why.
-    pub not_pushed: Vec<String>,
+    pub not_pushed: Vec<NotPushed>,
 }
 
 impl PlannedQuery {
@@ -141,25 +140,4 @@ pub fn storage_scans(plan: &Arc<dyn ExecutionPlan>) -> Vec<StorageScanExec> {
         Ok(TreeNodeRecursion::Continue)
     });
     scans
-}
-
-/// For plans that are only looked at.
-#[derive(Debug)]
-struct NoAccess;
-
-impl NoAccess {
-    fn refusal() -> Error {
-        Error::new(ErrorCode::NotSupported, "this planner has no storage to run plans on")
-            .hint("make it by Planner::with_access, or use an engine")
-    }
-}
-
-impl TableAccess for NoAccess {
-    fn scan(&self, _task: ScanTask, _context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        Err(Self::refusal())
-    }
-
-    fn sink(&self, _table: Arc<Table>) -> Result<Arc<dyn DataSink>> {
-        Err(Self::refusal())
-    }
 }

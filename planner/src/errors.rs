@@ -3,11 +3,12 @@
 use aubade_catalog::Snapshot;
 use aubade_catalog::snapshot::DEFAULT_SCHEMA;
 use aubade_proto::{Error, ErrorCode};
+use datafusion::catalog::information_schema::INFORMATION_SCHEMA;
 use datafusion::common::{Column, SchemaError, TableReference};
 use datafusion::error::DataFusionError;
 use strsim::normalized_damerau_levenshtein;
 
-use crate::catalog::CATALOG;
+use crate::catalog::{CATALOG, SYSTEM_SCHEMA};
 
 /// Names below this similarity (0 to 1) are not worth a mention.
 const SIMILARITY_MIN: f64 = 0.5;
@@ -85,7 +86,8 @@ fn unknown_table(snapshot: &Snapshot, name: &str) -> Error {
         return Error::new(ErrorCode::TableNotFound, format!("table '{name}' not found"))
             .hint(format!("there is only one catalog, '{CATALOG}'"));
     }
-    if schema != "information_schema" && !snapshot.schemas.contains(&schema) {
+    let is_built_in = matches!(schema.as_str(), INFORMATION_SCHEMA | SYSTEM_SCHEMA);
+    if !is_built_in && !snapshot.schemas.contains(&schema) {
         return unknown_schema(snapshot, &schema);
     }
     let shown = |schema: &str, name: &str| match schema {

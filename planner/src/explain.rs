@@ -10,6 +10,7 @@ use datafusion::physical_plan::{ExecutionPlan, displayable};
 
 use crate::rewrite::compose::is_identity;
 use crate::scan_exec::StorageScanExec;
+use crate::scan_metrics::NodeCounters;
 
 fn sql(expression: &Arc<dyn PhysicalExpr>) -> String {
     fmt_sql(expression.as_ref()).to_string()
@@ -48,6 +49,7 @@ fn parts(scan: &StorageScanExec) -> Vec<(&'static str, String)> {
         parts.push(("at run time", format!("[{}]", filters.join(", "))));
     }
     parts.extend(fragment.limit().map(|limit| ("limit", limit.to_string())));
+    parts.extend((scan.readers() > 1).then(|| ("read by", format!("{} places", scan.readers()))));
     parts
 }
 
@@ -55,7 +57,8 @@ fn parts(scan: &StorageScanExec) -> Vec<(&'static str, String)> {
 pub(crate) fn scan_line(scan: &StorageScanExec) -> String {
     let mut texts: Vec<String> = parts(scan).into_iter().map(|(name, text)| format!("{name}={text}")).collect();
     if !scan.not_pushed().is_empty() {
-        texts.push(format!("not pushed: {}", scan.not_pushed().join("; ")));
+        let notes: Vec<_> = scan.not_pushed().iter().map(ToString::to_string).collect();
+        texts.push(format!("not pushed: {}", notes.join("; ")));
     }
     texts.join(", ")
 }
@@ -63,7 +66,28 @@ pub(crate) fn scan_line(scan: &StorageScanExec) -> String {
 /// [`scan_line`] with what only an administrator wants to know.
 pub(crate) fn scan_line_verbose(scan: &StorageScanExec) -> String {
     let partition_count = scan.properties().output_partitioning().partition_count();
-    format!("{}, version={}, partitions={partition_count}", scan_line(scan), scan.snapshot().version)
+    let mut text = format!("{}, version={}, partitions={partition_count}", scan_line(scan), scan.snapshot().version);
+    let nodes: Vec<String> = scan.scan_metrics().nodes().iter().map(node_text).collect();
+    if !nodes.is_empty() {
+        text.push_str(&format!(", nodes=[{}]", nodes.join("; ")));
+    }
+    text
+}
+
+/// What a node did, once the scan has run.
+fn node_text(node: &NodeCounters) -> String {
+    format!(
+        "{}: requests={}, segments={}, rows_in={}, rows_out={}, bytes_read={}, bytes_wire={}, cpu={:?}, wait={:?}",
+        node.address,
+        node.requests,
+        node.segments,
+        node.rows_in,
+        node.rows_out,
+        node.bytes_read,
+        node.bytes_wire,
+        node.cpu,
+        node.wait
+    )
 }
 
 /// A line per part, for the tree format.

@@ -53,27 +53,36 @@ mod estimate;
 pub mod explain;
 pub mod files;
 mod join_keys;
+pub mod kept_plan;
 pub mod opaque;
 pub mod options;
 pub mod pipeline;
 pub mod prune;
+pub mod refusal;
 pub mod rewrite;
 pub mod runtime_filter;
 pub mod scan_exec;
+pub mod scan_metrics;
 mod selectivity;
 pub mod session;
+mod shared_scan;
 pub mod table;
+pub mod template;
 
-pub use access::{ScanMetrics, ScanTask, TableAccess};
+pub use access::{ScanTask, TableAccess};
 pub use catalog::SnapshotCatalog;
 pub use embedded::{FragmentInfo, PlannedQuery, Planner, PlannerOptions, storage_scans};
 pub use errors::improve_error;
+pub use kept_plan::KeptPlan;
 pub use opaque::Opaque;
-pub use options::{AubadeOptions, Pushdown};
+pub use options::{AubadeOptions, Pushdown, fragment_cache_enabled, plan_cache_enabled};
+pub use refusal::{NotPushed, Reason, Refusal};
 pub use runtime_filter::RuntimeFragment;
 pub use scan_exec::StorageScanExec;
+pub use scan_metrics::{NodeCounters, ScanMetrics};
 pub use session::{bind_snapshot, session_config, session_state};
 pub use table::AubadeTable;
+pub use template::PlanTemplate;
 
 #[cfg(test)]
 mod test_support;

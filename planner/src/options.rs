@@ -1,10 +1,11 @@
 //! The settings of a session that are Aubade's own, `SET aubade.name = value`.
 
+use std::any::Any;
 use std::fmt;
 use std::str::FromStr;
 
-use datafusion::common::config::{ConfigExtension, ConfigField, ConfigOptions, Visit};
-use datafusion::common::{config_err, extensions_options};
+use datafusion::common::config::{ConfigEntry, ConfigExtension, ConfigOptions, ExtensionOptions};
+use datafusion::common::config_err;
 use datafusion::error::{DataFusionError, Result};
 
 /// What of a plan may run at storage nodes.
@@ -42,22 +43,22 @@ impl FromStr for Pushdown {
     }
 }
 
-impl ConfigField for Pushdown {
-    fn visit<V: Visit>(&self, visitor: &mut V, key: &str, description: &'static str) {
-        visitor.some(key, self, description);
-    }
-
-    fn set(&mut self, _key: &str, value: &str) -> Result<()> {
-        *self = value.parse()?;
-        Ok(())
-    }
+/// Aubade's own settings.
+///
+/// Written out, since the macro of DataFusion leaves the prefix out of the names, and `SHOW` would not find them.
+#[derive(Clone, Debug)]
+pub struct AubadeOptions {
+    /// What of a query may run at storage nodes.
+    pub pushdown: Pushdown,
+    /// Whether storage nodes keep what aggregates make of single segments for the next time.
+    pub fragment_cache: bool,
+    /// Whether plans of queries are kept for the next time.
+    pub plan_cache: bool,
 }
 
-extensions_options! {
-    /// Aubade's own settings.
-    pub struct AubadeOptions {
-        /// What of a query may run at storage nodes: auto, on or off
-        pub pushdown: Pushdown, default = Pushdown::Auto
+impl Default for AubadeOptions {
+    fn default() -> Self {
+        Self { pushdown: Pushdown::default(), fragment_cache: true, plan_cache: true }
     }
 }
 
@@ -65,9 +66,68 @@ impl ConfigExtension for AubadeOptions {
     const PREFIX: &'static str = "aubade";
 }
 
+impl ExtensionOptions for AubadeOptions {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+
+    fn cloned(&self) -> Box<dyn ExtensionOptions> {
+        Box::new(self.clone())
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> Result<()> {
+        match key {
+            "pushdown" => self.pushdown = value.parse()?,
+            "fragment_cache" => self.fragment_cache = switch(key, value)?,
+            "plan_cache" => self.plan_cache = switch(key, value)?,
+            _ => return config_err!("there is no setting aubade.{key}; SHOW ALL lists the settings"),
+        }
+        Ok(())
+    }
+
+    fn entries(&self) -> Vec<ConfigEntry> {
+        let entry = |name: &str, value: String, description| ConfigEntry {
+            key: format!("{}.{name}", Self::PREFIX),
+            value: Some(value),
+            description,
+        };
+        vec![
+            entry("pushdown", self.pushdown.to_string(), "What of a query may run at storage nodes: auto, on or off"),
+            entry(
+                "fragment_cache",
+                self.fragment_cache.to_string(),
+                "Whether storage nodes keep what aggregates make of single segments for the next time",
+            ),
+            entry("plan_cache", self.plan_cache.to_string(), "Whether plans of queries are kept for the next time"),
+        ]
+    }
+}
+
+fn switch(key: &str, value: &str) -> Result<bool> {
+    match value.to_lowercase().as_str() {
+        "true" | "on" => Ok(true),
+        "false" | "off" => Ok(false),
+        _ => config_err!("aubade.{key} is on or off, and not '{value}'"),
+    }
+}
+
 /// What of a plan may run at storage nodes, by the settings of its session.
 pub(crate) fn pushdown(config: &ConfigOptions) -> Pushdown {
     config.extensions.get::<AubadeOptions>().map_or_else(Pushdown::default, |options| options.pushdown)
+}
+
+/// Whether nodes may keep results of fragments, by the settings of the session.
+pub fn fragment_cache_enabled(config: &ConfigOptions) -> bool {
+    config.extensions.get::<AubadeOptions>().is_none_or(|options| options.fragment_cache)
+}
+
+/// Whether plans are kept, by the settings of the session.
+pub fn plan_cache_enabled(config: &ConfigOptions) -> bool {
+    config.extensions.get::<AubadeOptions>().is_none_or(|options| options.plan_cache)
 }
 
 #[cfg(test)]

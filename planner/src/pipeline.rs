@@ -1,13 +1,42 @@
 //! The order of physical optimiser rules; nothing else orders them.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
+use datafusion::common::config::ConfigOptions;
+use datafusion::error::Result;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
+use datafusion::physical_plan::ExecutionPlan;
 
-use crate::rewrite::{CollectJoinKeys, PushFragment, PushReduction, Pushable, YieldingJoins};
+use crate::rewrite::{CollectJoinKeys, PushFragment, PushReduction, Pushable, ShareScans, YieldingJoins};
 
 type Rules = Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>>;
+
+/// The rules in their order, and how many of them are the first ones.
+struct Pipeline {
+    rules: Rules,
+    first: usize,
+}
+
+/// The same for all sessions: rules have no state, and the table of functions takes a while to make.
+static PIPELINE: LazyLock<Pipeline> = LazyLock::new(Pipeline::new);
+
+impl Pipeline {
+    fn new() -> Self {
+        let mut rules = PhysicalOptimizer::new().rules;
+        let position = |rules: &Rules, name: &str| rules.iter().position(|rule| rule.name() == name);
+        let pushable = Arc::new(Pushable::new());
+        let by_statistics = position(&rules, "aggregate_statistics").unwrap_or_default();
+        rules.insert(by_statistics, Arc::new(PushFragment::new(Arc::clone(&pushable))));
+        let combining = position(&rules, "CombinePartialFinalAggregate").unwrap_or(rules.len());
+        rules.insert(combining, Arc::new(PushReduction::new(Arc::clone(&pushable))));
+        let linking = rules.iter().rposition(|rule| rule.name().starts_with("FilterPushdown")).unwrap_or(rules.len());
+        rules.push(Arc::new(ShareScans));
+        rules.push(Arc::new(CollectJoinKeys::new(pushable)));
+        rules.push(Arc::new(YieldingJoins));
+        Self { rules, first: linking }
+    }
+}
 
 /// DataFusion's rules with ours among them.
 ///
@@ -18,19 +47,38 @@ type Rules = Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>>;
 /// [`PushReduction`] comes once partial and final stages of aggregations are on their partitions, and before
 /// `CombinePartialFinalAggregate` makes one of them.
 ///
-/// [`CollectJoinKeys`] comes after the last `FilterPushdown`, which links joins and scans.
+/// [`ShareScans`] and then [`CollectJoinKeys`] come after the last `FilterPushdown`, which links joins and scans.
 ///
 /// [`YieldingJoins`] comes last, since other rules look for joins directly below an operator.
 pub fn physical_optimizer_rules() -> Rules {
-    let mut rules = PhysicalOptimizer::new().rules;
-    let first_by_statistics = rules.iter().position(|rule| rule.name() == "aggregate_statistics").unwrap_or_default();
-    let pushable = Arc::new(Pushable::new());
-    rules.insert(first_by_statistics, Arc::new(PushFragment::new(Arc::clone(&pushable))));
-    let combining = rules.iter().position(|rule| rule.name() == "CombinePartialFinalAggregate").unwrap_or(rules.len());
-    rules.insert(combining, Arc::new(PushReduction::new(Arc::clone(&pushable))));
-    rules.push(Arc::new(CollectJoinKeys::new(pushable)));
-    rules.push(Arc::new(YieldingJoins));
-    rules
+    PIPELINE.rules.clone()
+}
+
+/// The rules that decide what a plan is made of. What they make can be kept and copied.
+pub fn first_rules() -> Rules {
+    PIPELINE.rules.iter().take(PIPELINE.first).cloned().collect()
+}
+
+/// The rules after [`first_rules`]: they link operators of one run with each other.
+pub(crate) fn last_rules() -> &'static [Arc<dyn PhysicalOptimizerRule + Send + Sync>] {
+    PIPELINE.rules.get(PIPELINE.first..).unwrap_or_default()
+}
+
+/// `plan` after some rules.
+pub(crate) fn apply_rules(
+    rules: &[Arc<dyn PhysicalOptimizerRule + Send + Sync>],
+    plan: Arc<dyn ExecutionPlan>,
+    config: &ConfigOptions,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    rules.iter().try_fold(plan, |plan, rule| rule.optimize(plan, config))
+}
+
+/// A plan that [`first_rules`] have made, ready to run.
+///
+/// # Errors
+/// When a rule fails.
+pub fn finish_plan(plan: Arc<dyn ExecutionPlan>, config: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
+    apply_rules(last_rules(), plan, config)
 }
 
 #[cfg(test)]
@@ -44,6 +92,10 @@ mod tests {
         assert_eq!(names[..3], ["OutputRequirements", "PushFragment", "aggregate_statistics"]);
         let position = |wanted| names.iter().position(|name| *name == wanted).unwrap();
         assert_eq!(position("PushReduction") + 1, position("CombinePartialFinalAggregate"));
-        assert_eq!(names[names.len() - 2..], ["CollectJoinKeys", "YieldingJoins"]);
+        assert_eq!(names[names.len() - 3..], ["ShareScans", "CollectJoinKeys", "YieldingJoins"]);
+        let last: Vec<_> = last_rules().iter().map(|rule| rule.name()).collect();
+        let linking = ["FilterPushdown(Post)", "SanityCheckPlan", "ShareScans", "CollectJoinKeys", "YieldingJoins"];
+        assert_eq!(last, linking);
+        assert_eq!(first_rules().len() + last.len(), rules.len());
     }
 }

@@ -38,16 +38,19 @@ use datafusion::physical_plan::{
 };
 use futures::{Stream, StreamExt};
 
-use crate::access::{ScanMetrics, ScanTask, TableAccess};
+use crate::access::{NoAccess, ScanTask, TableAccess};
 use crate::estimate::{Estimate, estimate};
 use crate::explain;
 use crate::join_keys::JoinKeys;
 use crate::options::{Pushdown, pushdown};
 use crate::prune::{prune_segments, share_segments};
+use crate::refusal::NotPushed;
 use crate::rewrite::Pushable;
 use crate::rewrite::compose::{compose, substitute, substitute_outputs};
 use crate::rewrite::push_reduction::before_reduction;
 use crate::runtime_filter::{RuntimeFilter, RuntimeFragment};
+use crate::scan_metrics::ScanMetrics;
+use crate::shared_scan::SharedScan;
 
 /// What a scan is of, whatever its fragment.
 #[derive(Clone, Debug)]
@@ -98,11 +101,13 @@ pub struct StorageScanExec {
     selectivity: u8,
     segments: Arc<Segments>,
     statistics: Arc<Statistics>,
-    not_pushed: Vec<String>,
+    not_pushed: Vec<NotPushed>,
     /// Over the fragment's scan schema.
     runtime_filters: Arc<[RuntimeFilter]>,
     /// What may be sent of them.
     pushable: Option<Arc<Pushable>>,
+    /// What it gives to other places of the plan as well.
+    shared: Option<Arc<SharedScan>>,
     metrics: ScanMetrics,
     /// Whether the segment counts are in `metrics` yet.
     counted: Arc<AtomicBool>,
@@ -131,7 +136,7 @@ impl StorageScanExec {
         fragment: Arc<Fragment>,
         selectivity: u8,
         segments: Arc<Segments>,
-        not_pushed: Vec<String>,
+        not_pushed: Vec<NotPushed>,
     ) -> Result<Self> {
         let rows_kept = segments.rows(&target, &segments.kept);
         let partition_count = segments.shares.len();
@@ -150,6 +155,7 @@ impl StorageScanExec {
             not_pushed,
             runtime_filters: Arc::from([]),
             pushable: None,
+            shared: None,
             metrics: ScanMetrics::new(),
             counted: Arc::default(),
             properties: Arc::new(properties),
@@ -192,7 +198,7 @@ impl StorageScanExec {
     }
 
     /// What stays on the coordinator directly above this leaf, and why.
-    pub fn not_pushed(&self) -> &[String] {
+    pub fn not_pushed(&self) -> &[NotPushed] {
         &self.not_pushed
     }
 
@@ -216,6 +222,36 @@ impl StorageScanExec {
         Self { runtime_filters: filters.collect(), pushable: Some(Arc::clone(pushable)), ..self.clone() }
     }
 
+    /// The scan without a snapshot and without anyone who runs it, which would be kept alive.
+    #[must_use]
+    pub(crate) fn detached(&self) -> Self {
+        let snapshot = Snapshot::empty(self.target.snapshot.cluster_id, self.target.snapshot.quorum);
+        self.attached(&Arc::new(snapshot), &(Arc::new(NoAccess) as Arc<dyn TableAccess>))
+    }
+
+    /// A scan of its own for one run over `snapshot`, in which the table has the same segments.
+    #[must_use]
+    pub(crate) fn attached(&self, snapshot: &Arc<Snapshot>, access: &Arc<dyn TableAccess>) -> Self {
+        let target = ScanTarget { snapshot: Arc::clone(snapshot), access: Arc::clone(access), ..self.target.clone() };
+        Self { target, metrics: ScanMetrics::new(), counted: Arc::default(), ..self.clone() }
+    }
+
+    /// The scan as one that shares what it gives with others.
+    #[must_use]
+    pub(crate) fn with_shared(&self, shared: Arc<SharedScan>) -> Self {
+        Self { shared: Some(shared), ..self.clone() }
+    }
+
+    /// How many places of the plan read what it gives.
+    pub(crate) fn readers(&self) -> usize {
+        self.shared.as_ref().map_or(1, |shared| shared.readers())
+    }
+
+    /// What the optimiser is told of its output.
+    pub(crate) fn output_statistics(&self) -> &Statistics {
+        &self.statistics
+    }
+
     /// The filter of an operator above as one over the columns that the fragment reads; `None` where
     /// it says nothing about single rows.
     fn runtime_filter(&self, filter: &Arc<dyn PhysicalExpr>) -> Result<Option<RuntimeFilter>> {
@@ -228,7 +264,7 @@ impl StorageScanExec {
 
     /// The same scan with a note on what stays above it.
     #[must_use]
-    pub(crate) fn with_note(&self, note: String) -> Self {
+    pub(crate) fn with_note(&self, note: NotPushed) -> Self {
         let mut scan = self.clone();
         if !scan.not_pushed.contains(&note) {
             scan.not_pushed.push(note);
@@ -408,7 +444,11 @@ impl ExecutionPlan for StorageScanExec {
             let rows = totals.chain(self.scan(segments, partition, context)?);
             return Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), rows)));
         }
-        self.scan(segments, partition, context)
+        let Some(shared) = &self.shared else { return self.scan(segments, partition, context) };
+        // Without what is shared, which would keep itself alive.
+        let scan = Self { shared: None, ..self.clone() };
+        let (schema, task) = (self.schema(), Arc::clone(&context));
+        Ok(shared.read(partition, schema, &task, move || scan.scan(segments.clone(), partition, Arc::clone(&context))))
     }
 
     fn metrics(&self) -> Option<MetricsSet> {
@@ -424,7 +464,8 @@ impl ExecutionPlan for StorageScanExec {
 
     fn reset_state(self: Arc<Self>) -> Result<Arc<dyn ExecutionPlan>> {
         // The operators above make filters of their own in the next run, which this scan does not hold.
-        Ok(Arc::new(Self { runtime_filters: Arc::from([]), ..self.as_ref().clone() }))
+        // Neither is what it has given that of the next run.
+        Ok(Arc::new(Self { runtime_filters: Arc::from([]), shared: None, ..self.as_ref().clone() }))
     }
 
     fn handle_child_pushdown_result(

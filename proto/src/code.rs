@@ -135,6 +135,9 @@ error_codes! {
     /// What was asked would leave too few replicas of a segment.
     TooFewReplicas = 408, "TOO_FEW_REPLICAS", FailedPrecondition, Never;
 
+    /// The node is short of CPU: read the columns from it, and run the fragment yourself.
+    PushedBack = 409, "PUSHED_BACK", ResourceExhausted, OtherReplica;
+
     /// A message lacks a field or has one that cannot be read.
     InvalidMessage = 500, "INVALID_MESSAGE", InvalidArgument, Never;
     /// The two sides speak different versions.

@@ -256,6 +256,8 @@ impl Error {
             return Self::from_detail(detail);
         }
         let code = match status.code() {
+            // Not the caller, but the connection: it closed while the request was on its way.
+            tonic::Code::Cancelled if StdError::source(status).is_some() => ErrorCode::NodeUnavailable,
             tonic::Code::Cancelled => ErrorCode::Cancelled,
             tonic::Code::DeadlineExceeded => ErrorCode::DeadlineExceeded,
             tonic::Code::Unavailable | tonic::Code::Unknown => ErrorCode::NodeUnavailable,

@@ -24,4 +24,4 @@ pub use scan::{CallHeader, ScanEvent, ScanRequest, ScanStatistics, SegmentScan};
 pub use segment::{NodeInfo, PutReceipt, ScrubProgress, SegmentDescription};
 
 /// The version of the storage protocol that this build speaks.
-pub const STORAGE_PROTOCOL: u32 = 2;
+pub const STORAGE_PROTOCOL: u32 = 3;

@@ -44,6 +44,11 @@ pub struct ScanRequest {
     pub fragment: Arc<Fragment>,
     /// Rows per batch that the caller would like.
     pub batch_rows: usize,
+    /// Whether the caller can run the fragment itself, so that a node that is short of CPU may answer
+    /// [`ErrorCode::PushedBack`](crate::ErrorCode::PushedBack).
+    pub may_push_back: bool,
+    /// Whether the node may keep what the fragment makes of a segment, and answer with what it kept.
+    pub may_keep_results: bool,
 }
 
 /// What a scan yields. Between segments the order is open; within one it is that of the file.
@@ -109,6 +114,8 @@ pub struct ScanStatistics {
     pub bytes_read: u64,
     /// Time on the CPU pool, microseconds.
     pub cpu_micros: u64,
+    /// Segments whose result was kept from an earlier request, so that nothing was read.
+    pub kept_results: u64,
 }
 
 impl ScanStatistics {
@@ -122,5 +129,6 @@ impl ScanStatistics {
         self.rows_out += other.rows_out;
         self.bytes_read += other.bytes_read;
         self.cpu_micros += other.cpu_micros;
+        self.kept_results += other.kept_results;
     }
 }

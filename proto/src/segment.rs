@@ -47,6 +47,8 @@ pub struct NodeInfo {
     pub quarantined: Vec<SegmentId>,
     /// Scans under way.
     pub active_scan_count: u64,
+    /// Time that scans have spent on the CPU pool since the node started, microseconds summed over its threads.
+    pub scan_cpu_micros: u64,
     /// Drawn when the node started: what it holds may have changed since it had another one.
     pub instance: u64,
     /// How far it has come in reading its segments against their checksums; `None`: it does not.

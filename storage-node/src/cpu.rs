@@ -2,7 +2,11 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+use aubade_environment::Clock;
 use aubade_proto::{Error, ErrorCode, Result, ResultExt, panic_text};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::oneshot;
@@ -11,10 +15,31 @@ use tokio::sync::oneshot;
 #[derive(Debug)]
 pub(crate) struct CpuPool {
     pool: rayon::ThreadPool,
+    clock: Arc<dyn Clock>,
+    load: Arc<Load>,
+}
+
+/// What the pool has done, and has before it.
+#[derive(Debug, Default)]
+struct Load {
+    busy_micros: AtomicU64,
+    /// Pieces of work that wait for a thread.
+    waiting: AtomicU64,
+    /// How long a piece of work takes, a moving average.
+    usual_micros: AtomicU64,
+}
+
+impl Load {
+    fn worked(&self, micros: u64) {
+        // Ordering: counters that guard nothing, here and below.
+        self.busy_micros.fetch_add(micros, Ordering::Relaxed);
+        let usual = self.usual_micros.load(Ordering::Relaxed);
+        self.usual_micros.store(usual - usual / 8 + micros / 8, Ordering::Relaxed);
+    }
 }
 
 impl CpuPool {
-    pub(crate) fn new(threads: usize) -> Result<Self> {
+    pub(crate) fn new(threads: usize, clock: Arc<dyn Clock>) -> Result<Self> {
         let pool = rayon::ThreadPoolBuilder::new()
             // Expressions are evaluated recursively, and a sent one can have many levels.
             .stack_size(8 << 20)
@@ -22,7 +47,19 @@ impl CpuPool {
             .thread_name(|index| format!("aubade-scan-{index}"))
             .build()
             .context(ErrorCode::Internal, || "the threads for scans could not be started".to_owned())?;
-        Ok(Self { pool })
+        Ok(Self { pool, clock, load: Arc::default() })
+    }
+
+    /// Time that its threads have worked, summed over them, microseconds.
+    pub(crate) fn busy_micros(&self) -> u64 {
+        self.load.busy_micros.load(Ordering::Relaxed)
+    }
+
+    /// How long a piece of work that comes now waits for a thread, about.
+    pub(crate) fn expected_wait(&self) -> Duration {
+        let waiting = self.load.waiting.load(Ordering::Relaxed);
+        let micros = waiting.saturating_mul(self.load.usual_micros.load(Ordering::Relaxed));
+        Duration::from_micros(micros / self.pool.current_num_threads().max(1) as u64)
     }
 
     /// Runs `work` on the pool. A panic in it becomes an internal error. On a single-threaded
@@ -32,12 +69,22 @@ impl CpuPool {
         T: Send + 'static,
         F: FnOnce() -> T + Send + 'static,
     {
-        let guarded = || catch_unwind(AssertUnwindSafe(work)).map_err(|panic| panicked(panic.as_ref()));
+        let (clock, load) = (Arc::clone(&self.clock), Arc::clone(&self.load));
+        let guarded = move || {
+            let started = clock.now();
+            let result = catch_unwind(AssertUnwindSafe(work)).map_err(|panic| panicked(panic.as_ref()));
+            let micros = clock.now().saturating_sub(started).as_micros();
+            load.worked(u64::try_from(micros).unwrap_or(u64::MAX));
+            result
+        };
         if Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread {
             return guarded();
         }
         let (tx, rx) = oneshot::channel();
+        let load = Arc::clone(&self.load);
+        load.waiting.fetch_add(1, Ordering::Relaxed);
         self.pool.spawn(move || {
+            load.waiting.fetch_sub(1, Ordering::Relaxed);
             // Nobody waits any more when the scan was dropped.
             if !tx.is_closed() {
                 let _ = tx.send(guarded());
@@ -55,11 +102,13 @@ fn panicked(panic: &(dyn Any + Send)) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use aubade_environment::SystemClock;
+
     use super::*;
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_panic_becomes_an_error() {
-        let pool = CpuPool::new(1).unwrap();
+        let pool = CpuPool::new(1, Arc::new(SystemClock::default())).unwrap();
         let error = pool.run(|| panic!("broken")).await.map(|(): ()| ()).unwrap_err();
         assert!(error.message().contains("broken"));
         assert_eq!(pool.run(|| 7).await.unwrap(), 7);

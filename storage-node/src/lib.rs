@@ -17,6 +17,7 @@
 
 mod blocking;
 mod cpu;
+mod fetched;
 mod identity;
 mod limits;
 mod node;
@@ -30,6 +31,7 @@ mod service;
 #[cfg(test)]
 mod testing;
 
+pub use fetched::{FetchedSegment, FragmentRunner, RangeReader};
 pub use node::StorageNode;
 pub use options::StorageNodeOptions;
 pub use serve::serve;

@@ -19,6 +19,14 @@ pub(crate) const LIST_PAGE_DEFAULT: usize = 1_000;
 pub(crate) const SCAN_SEGMENTS_MAX: usize = 10_000;
 /// Ids of one delete request.
 pub(crate) const DELETE_IDS_MAX: usize = 100_000;
+/// Bytes of a segment's end that are fetched at first: the footer and the page index of most.
+pub(crate) const FETCHED_FOOTER_BYTES: usize = 128 * 1024;
+/// Bytes of a fragment whose results are kept: longer ones have lists of values that are hardly asked for twice.
+pub(crate) const FRAGMENT_KEY_BYTES_MAX: usize = 64 * 1024;
+/// Weight that a kept result has at least, for its place in the cache.
+pub(crate) const RESULT_BYTES_MIN: usize = 256;
+/// Ranges of one request for bytes of a segment: as many as a segment has columns in row groups, and more.
+pub(crate) const RANGES_MAX: usize = 65_536;
 /// Addresses of one replication request.
 pub(crate) const SOURCES_MAX: usize = 64;
 /// Rows per batch at most, whatever the caller would like: bounds the memory of a step.

@@ -1,8 +1,10 @@
 //! The storage node: admission, deadlines and life cycle around segments and scans.
 
+use std::collections::VecDeque;
 use std::fmt::{self, Debug};
 use std::future::Future;
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -27,7 +29,7 @@ use crate::limits::{
     SOURCES_MAX,
 };
 use crate::options::StorageNodeOptions;
-use crate::scan::{self, Footer, FooterCache, ScanBounds, ScanContext, ScanResources};
+use crate::scan::{self, Footer, FooterCache, ResultCache, ScanBounds, ScanContext, ScanResources, SegmentSource};
 use crate::scrub::{Progress, Scrub};
 use crate::segment_store::{SegmentStore, VerifiedFile};
 use crate::{identity, replicate};
@@ -44,17 +46,22 @@ impl Segments {
         Self { store, footers }
     }
 
-    /// The footer of a held segment and the bytes that were read to get it. Blocks.
-    pub(crate) fn footer(&self, id: SegmentId) -> Result<(Arc<Footer>, u64)> {
+    /// Puts a corrupt segment aside. Blocks.
+    pub(crate) fn quarantine(&self, id: SegmentId, reason: &Error) {
+        self.store.quarantine(id, reason);
+        self.footers.remove(id);
+    }
+}
+
+impl SegmentSource for Segments {
+    fn footer(&self, id: SegmentId) -> Result<(Arc<Footer>, u64)> {
         // The cache may still know a segment that was deleted.
         self.store.description(id)?;
         self.footers.get(&self.store, id)
     }
 
-    /// Puts a corrupt segment aside. Blocks.
-    pub(crate) fn quarantine(&self, id: SegmentId, reason: &Error) {
-        self.store.quarantine(id, reason);
-        self.footers.remove(id);
+    fn quarantine(&self, id: SegmentId, reason: &Error) {
+        Self::quarantine(self, id, reason);
     }
 }
 
@@ -69,6 +76,7 @@ struct Inner {
     /// `None`: segments are not scrubbed.
     scrub: Option<Arc<Progress>>,
     cpu: Arc<CpuPool>,
+    results: ResultCache,
     scans: Arc<Semaphore>,
     activity: Arc<Activity>,
     /// Cancelled when new work is refused.
@@ -150,7 +158,7 @@ impl StorageNode {
     /// [`ErrorCode::InUse`] when another node has the folder, [`ErrorCode::WrongCluster`] when it
     /// belongs to another cluster, [`ErrorCode::Io`].
     pub async fn open(env: Environment, cluster: ClusterId, options: StorageNodeOptions) -> Result<Self> {
-        let cpu = Arc::new(CpuPool::new(options.cpu_threads)?);
+        let cpu = Arc::new(CpuPool::new(options.cpu_threads, Arc::clone(&env.clock))?);
         let (opening, folder) = (env.clone(), options.data_dir.clone());
         let (lock, node_id, store) = blocking(move || {
             let lock = identity::lock_folder(&opening, &folder)?;
@@ -170,6 +178,7 @@ impl StorageNode {
             scrub: scrub_rate.map(|_| Arc::default()),
             segments: Arc::new(segments),
             cpu,
+            results: ResultCache::new(options.fragment_cache_bytes),
             scans: Arc::new(Semaphore::new(options.max_concurrent_scans.clamp(1, Semaphore::MAX_PERMITS))),
             activity: Arc::new(activity),
             closing: CancellationToken::new(),
@@ -242,6 +251,7 @@ impl StorageNode {
             segment_bytes: summary.segment_bytes,
             quarantined: summary.quarantined,
             active_scan_count: self.inner.activity.scans.load(Ordering::Relaxed),
+            scan_cpu_micros: self.inner.cpu.busy_micros(),
             instance: self.inner.instance,
             scrub: self.inner.scrub.as_ref().map(|progress| progress.read()),
         }
@@ -259,13 +269,17 @@ impl StorageNode {
         let inner = &self.inner;
         let deadline = Deadline::after(inner.env.clock.as_ref(), request.header.timeout);
         check_scan(&request)?;
+        if request.may_push_back {
+            self.check_cpu()?;
+        }
         let permit = Arc::clone(&inner.scans).try_acquire_owned().map_err(|_| self.busy())?;
         let resources = ScanResources {
             clock: Arc::clone(&inner.env.clock),
             cpu: Arc::clone(&inner.cpu),
-            segments: Arc::clone(&inner.segments),
+            segments: Arc::clone(&inner.segments) as Arc<dyn SegmentSource>,
             memory_bytes: inner.options.scan_memory_bytes,
             batch_rows: inner.options.batch_rows,
+            results: request.may_keep_results.then(|| inner.results.clone()),
         };
         let context = Arc::new(ScanContext::new(resources, &request.fragment, request.batch_rows)?);
         let bounds = ScanBounds {
@@ -276,6 +290,19 @@ impl StorageNode {
         tracing::debug!(request = %request.header.request_id, segments = request.segments.len(), "scan");
         let guard = ScanGuard::new(inner.env.clone(), guard, permit);
         Ok(scan::start(context, request.segments, bounds, &inner.tasks, guard))
+    }
+
+    /// Refuses a scan that somebody else can run, if it would have to wait for longer than the node's budget.
+    fn check_cpu(&self) -> Result<()> {
+        let (wait, budget) = (self.inner.cpu.expected_wait(), self.inner.options.pushback_wait);
+        if wait < budget {
+            return Ok(());
+        }
+        let text = format!("each step of a scan would wait for {} ms here", wait.as_millis());
+        let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        Err(Error::new(ErrorCode::PushedBack, text)
+            .hint("read the columns and run the fragment yourself")
+            .retry_after_millis(millis))
     }
 
     fn busy(&self) -> Error {
@@ -312,14 +339,17 @@ impl StorageNode {
         Ok(receipt)
     }
 
-    /// The stored bytes of a segment, verified block by block, in chunks of up to 1 MiB.
+    /// The stored bytes of a segment, or of `ranges` of it one after the other, verified block by block, in chunks of up
+    /// to 1 MiB.
     ///
     /// # Errors
-    /// [`ErrorCode::SegmentNotFound`], [`ErrorCode::SegmentCorrupt`].
+    /// [`ErrorCode::SegmentNotFound`], [`ErrorCode::SegmentCorrupt`], [`ErrorCode::InvalidMessage`] for ranges that the
+    /// segment does not have, or that overlap or go back.
     pub async fn get_segment(
         &self,
         header: &CallHeader,
         id: SegmentId,
+        ranges: &[Range<u64>],
     ) -> Result<(SegmentDescription, BoxStream<'static, Result<Bytes>>)> {
         let guard = self.admit(header)?;
         let deadline = Deadline::after(self.inner.env.clock.as_ref(), header.timeout);
@@ -334,34 +364,50 @@ impl StorageNode {
             Ok((description, Arc::new(file)))
         })
         .await?;
-        Ok((description, self.chunks(file, deadline, guard)))
+        let whole = 0..file.length_bytes();
+        let ranges = if ranges.is_empty() { vec![whole.clone()] } else { ranges.to_vec() };
+        // In order and apart, so that no byte is asked for twice.
+        let mut from = 0;
+        for range in &ranges {
+            if range.start < from || range.start > range.end || range.end > whole.end {
+                let text = format!(
+                    "bytes {}..{} of segment {id}, which has {}, are not in order",
+                    range.start, range.end, whole.end
+                );
+                return Err(Error::new(ErrorCode::InvalidMessage, text));
+            }
+            from = range.end;
+        }
+        Ok((description, self.chunks(file, ranges, deadline, guard)))
     }
 
     fn chunks(
         &self,
         file: Arc<VerifiedFile>,
+        ranges: Vec<Range<u64>>,
         deadline: Deadline,
         guard: CallGuard,
     ) -> BoxStream<'static, Result<Bytes>> {
         let node = self.clone();
-        let state = Some((0_u64, guard));
-        stream::unfold(state, move |state| {
+        let left: VecDeque<Range<u64>> = ranges.into_iter().filter(|range| !range.is_empty()).collect();
+        stream::unfold(Some((left, guard)), move |state| {
             let (node, file) = (node.clone(), Arc::clone(&file));
             async move {
-                let (offset, guard) = state?;
-                if offset >= file.length_bytes() {
-                    return None;
+                let (mut left, guard) = state?;
+                let range = left.pop_front()?;
+                let end = range.start.saturating_add(CHUNK_BYTES).min(range.end);
+                if end < range.end {
+                    left.push_front(end..range.end);
                 }
-                let end = offset.saturating_add(CHUNK_BYTES).min(file.length_bytes());
-                let chunk = node.chunk(file, offset..end, deadline).await;
-                let next = chunk.is_ok().then_some((end, guard));
+                let chunk = node.chunk(file, range.start..end, deadline).await;
+                let next = chunk.is_ok().then_some((left, guard));
                 Some((chunk, next))
             }
         })
         .boxed()
     }
 
-    async fn chunk(&self, file: Arc<VerifiedFile>, range: std::ops::Range<u64>, deadline: Deadline) -> Result<Bytes> {
+    async fn chunk(&self, file: Arc<VerifiedFile>, range: Range<u64>, deadline: Deadline) -> Result<Bytes> {
         if deadline.is_past(self.inner.env.clock.as_ref()) {
             return Err(Error::new(ErrorCode::DeadlineExceeded, "the deadline passed while a segment was read"));
         }

@@ -1,6 +1,7 @@
 //! What each storage node chooses for itself.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Options of a [`crate::StorageNode`].
 #[derive(Clone, Debug)]
@@ -17,6 +18,11 @@ pub struct StorageNodeOptions {
     pub scan_memory_bytes: usize,
     /// Scans at a time; further ones are answered `BUSY`. Default: 64.
     pub max_concurrent_scans: usize,
+    /// How long a step of a scan may have to wait for a CPU thread. A scan that would wait longer is handed back to a
+    /// coordinator that can run it itself. Zero: every one is. Default: 500 ms.
+    pub pushback_wait: Duration,
+    /// Bytes of results of fragments over single segments that are kept; 0: none are. Default: 64 MiB.
+    pub fragment_cache_bytes: u64,
     /// Bytes of footers kept decoded. Default: 64 MiB.
     pub footer_cache_bytes: u64,
     /// Rows per batch where the caller names no number. Default: 8192.
@@ -34,6 +40,8 @@ impl StorageNodeOptions {
             cpu_threads: std::thread::available_parallelism().map_or(1, usize::from),
             scan_memory_bytes: 256 << 20,
             max_concurrent_scans: 64,
+            pushback_wait: Duration::from_millis(500),
+            fragment_cache_bytes: 64 << 20,
             footer_cache_bytes: 64 << 20,
             batch_rows: 8_192,
             scrub_bytes_per_second: 16 << 20,

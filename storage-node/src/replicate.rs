@@ -31,6 +31,7 @@ pub(crate) async fn open(
     let mut request = Request::new(GetSegmentRequest {
         header: Some(encode_header(&header)),
         segment_id: description.segment_id.to_wire(),
+        ranges: Vec::new(),
     });
     request.set_timeout(timeout);
     let peer: Arc<str> = Arc::from(source);

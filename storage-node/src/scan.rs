@@ -26,6 +26,7 @@ mod prune;
 mod reader;
 mod reduce;
 mod request;
+mod results;
 mod segment;
 mod stages;
 mod step;
@@ -36,12 +37,15 @@ use std::future::Future;
 use std::sync::Arc;
 
 use aubade_environment::{Clock, Deadline, TaskGroup};
-use aubade_proto::{Error, ErrorCode, Result, ScanEvent, SegmentScan};
+use aubade_proto::{Error, ErrorCode, Result, ScanEvent, ScanStatistics, SegmentScan};
 pub(crate) use footer::{Footer, FooterCache};
 use futures::stream::{self, BoxStream, StreamExt};
 use merge::{Merger, Reduced};
 use parking_lot::Mutex;
-pub(crate) use request::{ScanContext, ScanResources};
+pub(crate) use plan::FragmentPlan;
+pub(crate) use request::{ScanContext, ScanResources, SegmentSource};
+use results::FragmentResults;
+pub(crate) use results::ResultCache;
 use segment::SegmentScanner;
 use step::{Step, StepError};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -155,6 +159,7 @@ fn events(rx: mpsc::Receiver<ScanEvent>, end: End) -> BoxStream<'static, Result<
 struct SegmentDriver {
     context: Arc<ScanContext>,
     segment_index: usize,
+    scan: SegmentScan,
     scanner: SegmentScanner,
     memory: Option<OwnedSemaphorePermit>,
 }
@@ -162,10 +167,13 @@ struct SegmentDriver {
 impl SegmentDriver {
     fn new(context: Arc<ScanContext>, segment_index: usize, scan: SegmentScan) -> Self {
         let scanner = SegmentScanner::new(Arc::clone(&context), scan);
-        Self { context, segment_index, scanner, memory: None }
+        Self { context, segment_index, scan, scanner, memory: None }
     }
 
     fn events(self) -> BoxStream<'static, Result<Driven>> {
+        if let Some(kept) = self.kept() {
+            return stream::once(std::future::ready(Ok(Driven::Reduced(kept)))).boxed();
+        }
         stream::unfold(Some(self), |driver| async move {
             match driver {
                 Some(driver) => Some(driver.next().await),
@@ -173,6 +181,19 @@ impl SegmentDriver {
             }
         })
         .boxed()
+    }
+
+    /// The results of the fragment, unless the caller has rows of it already.
+    fn results(&self) -> Option<&FragmentResults> {
+        self.context.results.as_ref().filter(|_| self.scan.skip_rows == 0)
+    }
+
+    /// What the fragment made of the segment at an earlier time.
+    fn kept(&self) -> Option<Reduced> {
+        let batches = self.results()?.get(self.scan.segment_id)?;
+        let rows_out = batches.iter().map(|batch| batch.num_rows() as u64).sum();
+        let statistics = ScanStatistics { rows_out, kept_results: 1, ..ScanStatistics::default() };
+        Some(Reduced { segment_index: self.segment_index, batches, statistics })
     }
 
     /// What comes next, and the driver if there is more to come.
@@ -200,6 +221,9 @@ impl SegmentDriver {
                     continue;
                 }
                 Ok(Step::Reduced { batches, statistics }) => {
+                    if let Some(results) = self.results() {
+                        results.add(self.scan.segment_id, &batches);
+                    }
                     return (Ok(Driven::Reduced(Reduced { segment_index, batches, statistics })), None);
                 }
                 Ok(Step::Batch { batch, rows_through }) => {

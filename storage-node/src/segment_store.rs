@@ -29,7 +29,7 @@ use futures::stream::BoxStream;
 use incoming::Incoming;
 use parking_lot::{Mutex, RwLock};
 use sidecar::Sidecar;
-pub(crate) use verified::{Blocks, VerifiedFile};
+pub(crate) use verified::{Blocks, SegmentBytes, VerifiedFile};
 
 use crate::blocking::blocking;
 use crate::identity;

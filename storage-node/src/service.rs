@@ -8,12 +8,13 @@ use aubade_proto::convert::{
 };
 use aubade_proto::wire::storage as wire;
 use aubade_proto::wire::storage::storage_node_server::StorageNode as Service;
-use aubade_proto::{Error, Result, ScanEvent, SegmentId};
+use aubade_proto::{Error, ErrorCode, Result, ScanEvent, SegmentId};
 use datafusion::execution::TaskContext;
 use datafusion::prelude::SessionContext;
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::limits::RANGES_MAX;
 use crate::node::StorageNode;
 
 type Reply<T> = Result<Response<T>, Status>;
@@ -77,7 +78,12 @@ impl Service for StorageService {
         let request = request.into_inner();
         let header = decode_header(request.header.as_ref())?;
         let id = SegmentId::from_wire(&request.segment_id, "segment_id")?;
-        let (description, chunks) = self.node.get_segment(&header, id).await?;
+        let ranges: Vec<_> = request.ranges.iter().map(|range| range.start..range.end).collect();
+        if ranges.len() > RANGES_MAX {
+            let text = format!("{} ranges of a segment at once; at most {RANGES_MAX} are allowed", ranges.len());
+            return Err(Error::new(ErrorCode::LimitExceeded, text).into());
+        }
+        let (description, chunks) = self.node.get_segment(&header, id, &ranges).await?;
         let first =
             wire::GetSegmentReply { description: Some(encode_description(&description)), data: bytes::Bytes::new() };
         let rest = chunks.map_ok(|data| wire::GetSegmentReply { description: None, data });

@@ -134,7 +134,14 @@ pub(crate) fn fragment(
 pub(crate) fn scan_request(fragment: Arc<Fragment>, segments: &[(u128, u64)]) -> ScanRequest {
     let scan =
         |(number, skip_rows): &(u128, u64)| SegmentScan { segment_id: segment_id(*number), skip_rows: *skip_rows };
-    ScanRequest { header: header(1), segments: segments.iter().map(scan).collect(), fragment, batch_rows: 0 }
+    ScanRequest {
+        header: header(1),
+        segments: segments.iter().map(scan).collect(),
+        fragment,
+        batch_rows: 0,
+        may_push_back: false,
+        may_keep_results: false,
+    }
 }
 
 /// Segments that were merged, and their rows together.

@@ -1,4 +1,4 @@
-"""Starts and stops a cluster of Aubade processes, for the client tests and for benches/peers."""
+"""Starts and stops a cluster of Aubade processes, for the client tests and for the benches in Python."""
 
 from __future__ import annotations
 
@@ -117,13 +117,14 @@ class Server:
 
 
 class Cluster:
-    """Six storage nodes in three zones and a coordinator, on ports that the system picks."""
+    """Storage nodes, six in three zones if nothing else is said, and a coordinator, on ports that the system picks."""
 
     def __init__(
         self,
         folder: pathlib.Path,
         nodes: int = 6,
         copies: int = 6,
+        zones: int = 3,
         serve_arguments: tuple[str, ...] = (),
         url: str | None = None,
         env: dict[str, str] | None = None,
@@ -131,6 +132,7 @@ class Cluster:
         self.folder = folder
         self.url = url or f"file://{folder / 'cluster'}"
         self.env = env
+        self.zones = zones
         self.serve_arguments = serve_arguments
         self.nodes: list[Server] = []
         self.coordinator: Server | None = None
@@ -153,12 +155,16 @@ class Cluster:
     def start_node(self, index: int, *options: str) -> Server:
         """Starts the storage node of that index, at any port unless the options say otherwise; it may not be ready."""
         data = self.folder / f"node{index + 1}"
-        arguments = ["--cluster", self.url, "--data", str(data), "--zone", f"az{index % 3 + 1}"]
+        arguments = ["--cluster", self.url, "--data", str(data), "--zone", f"az{index % self.zones + 1}"]
         listen = () if "--listen" in options else ("--listen", "127.0.0.1:0")
         return self._spawn(f"node{index + 1}", ["storage-node", *arguments, *listen, *options])
 
     def _spawn(self, name: str, arguments: list[str]) -> Server:
-        return Server(name, [binary(), *arguments], self.folder / f"{name}.log", env=self.env)
+        return Server(name, self.command(arguments), self.folder / f"{name}.log", env=self.env)
+
+    def command(self, arguments: list[str]) -> list[str]:
+        """The command line of a process, for subclasses that run it elsewhere."""
+        return [binary(), *arguments]
 
     @property
     def uri(self) -> str:

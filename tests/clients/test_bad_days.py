@@ -88,7 +88,8 @@ def flip_first_asked(cluster):
         (path,) = segments(cluster, index)
         good = path.read_bytes()
         flip(path)
-        assert ask(cluster, ALL) == [ANSWER]
+        # Another filter each time: what a node keeps of an aggregate needs no segment.
+        assert ask(cluster, f"{ALL} where id > {-1 - index}") == [ANSWER]
         if path.stem in node.log_tail():
             return node, path, good
         flip(path)

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use arrow::array::AsArray;
@@ -19,6 +19,7 @@ use aubade_environment::{Connection, Environment, FaultyFiles, Listener, SystemF
 use aubade_proto::{CallHeader, ClusterId, Error, RequestId, TransactionId};
 use aubade_storage_node::{StorageNode, StorageNodeOptions, serve};
 use futures::TryStreamExt;
+use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -32,9 +33,20 @@ pub struct TestNode {
     tasks: TaskGroup,
     /// Cuts every connection.
     cut: CancellationToken,
+    stall: Arc<Stall>,
 }
 
 impl TestNode {
+    /// Makes it say nothing and hear nothing, with its connections open, as SIGSTOP would.
+    pub fn stall(&self) {
+        self.stall.0.lock().get_or_insert_default();
+    }
+
+    /// Ends [`TestNode::stall`].
+    pub fn resume(&self) {
+        self.stall.0.lock().take().into_iter().flatten().for_each(Waker::wake);
+    }
+
     /// Stops it at once, connections and all, as SIGKILL would for its callers.
     pub async fn kill(&self) {
         self.cut.cancel();
@@ -51,6 +63,9 @@ impl TestNode {
     }
 }
 
+/// Long enough for the tests that are not about it.
+const PUSHBACK_WAIT: Duration = Duration::from_secs(60);
+
 /// A cluster with its coordinator.
 pub struct TestCluster {
     pub environment: Environment,
@@ -60,6 +75,8 @@ pub struct TestCluster {
     /// What nodes that are started from now on may read per second to verify their segments. At first 0, so that
     /// damage is found by those who the test says find it.
     pub scrub_bytes_per_second: u64,
+    /// The wait from which on nodes that are started from now on hand scans back.
+    pub pushback_wait: Duration,
     cluster_id: ClusterId,
     dir: TempDir,
 }
@@ -97,11 +114,20 @@ impl TestCluster {
         let mut started = Vec::new();
         for index in 0..nodes {
             let path = dir.path().join(format!("node{index}"));
-            started.push(start_node(&environment, &manifest, cluster_id, &path, index, 0).await);
+            started.push(start_node(&environment, &manifest, cluster_id, &path, index, 0, PUSHBACK_WAIT).await);
         }
         let engine =
             Engine::open_with_store(environment.clone(), coordinator_store, EngineOptions::default()).await.unwrap();
-        Self { environment, store, engine, nodes: started, scrub_bytes_per_second: 0, cluster_id, dir }
+        Self {
+            environment,
+            store,
+            engine,
+            nodes: started,
+            scrub_bytes_per_second: 0,
+            pushback_wait: PUSHBACK_WAIT,
+            cluster_id,
+            dir,
+        }
     }
 
     /// Brings a killed node back, at another address.
@@ -120,8 +146,8 @@ impl TestCluster {
     async fn start_node(&self, index: usize) -> TestNode {
         let manifest = self.manifest().await;
         let path = self.dir.path().join(format!("node{index}"));
-        let rate = self.scrub_bytes_per_second;
-        start_node(&self.environment, &manifest, self.cluster_id, &path, index, rate).await
+        let (rate, wait) = (self.scrub_bytes_per_second, self.pushback_wait);
+        start_node(&self.environment, &manifest, self.cluster_id, &path, index, rate, wait).await
     }
 
     /// The manifest, as another process sees it.
@@ -168,30 +194,40 @@ async fn start_node(
     dir: &Path,
     index: usize,
     scrub_bytes_per_second: u64,
+    pushback_wait: Duration,
 ) -> TestNode {
     let files = FaultyFiles::new(Arc::new(SystemFiles));
     let node_environment = environment.clone().with_files(Arc::new(files.clone()));
     let zone = format!("az{}", index % 3 + 1);
-    let options =
-        StorageNodeOptions { scrub_bytes_per_second, ..StorageNodeOptions::new(dir.to_path_buf(), zone.clone()) };
+    let options = StorageNodeOptions {
+        scrub_bytes_per_second,
+        pushback_wait,
+        ..StorageNodeOptions::new(dir.to_path_buf(), zone.clone())
+    };
     let node = StorageNode::open(node_environment, cluster_id, options).await.unwrap();
     let listener = environment.network.listen("127.0.0.1:0").await.unwrap();
     let address = listener.local_address().unwrap().to_string();
     let cut = CancellationToken::new();
-    let listener = Box::new(CutListener { inner: listener, cut: cut.clone() });
+    let stall: Arc<Stall> = Arc::default();
+    let listener = Box::new(CutListener { inner: listener, cut: cut.clone(), stall: Arc::clone(&stall) });
     let tasks = TaskGroup::new();
     let (served, group) = (node.clone(), tasks.clone());
     tasks.spawn(async move { serve(served, listener, &group).await.unwrap() });
     let action = Action::RegisterNode(NodeEntry { id: node.id(), zone, address });
     manifest.commit(TransactionId(environment.new_uuid()), vec![action]).await.unwrap();
-    TestNode { node, dir: dir.to_path_buf(), files, tasks, cut }
+    TestNode { node, dir: dir.to_path_buf(), files, tasks, cut, stall }
 }
 
-/// A listener whose connections a test can cut.
+/// Who waits for the end of a stall; `None`: there is none.
+#[derive(Debug, Default)]
+struct Stall(Mutex<Option<Vec<Waker>>>);
+
+/// A listener whose connections a test can cut or stall.
 #[derive(Debug)]
 struct CutListener {
     inner: Box<dyn Listener>,
     cut: CancellationToken,
+    stall: Arc<Stall>,
 }
 
 #[async_trait]
@@ -203,39 +239,48 @@ impl Listener for CutListener {
     async fn accept(&self) -> io::Result<Connection> {
         let inner = self.inner.accept().await?;
         let address = inner.connect_info().address;
-        Ok(Connection::new(CutStream { inner, cut: Box::pin(self.cut.clone().cancelled_owned()) }, address))
+        let (cut, stall) = (Box::pin(self.cut.clone().cancelled_owned()), Arc::clone(&self.stall));
+        Ok(Connection::new(CutStream { inner, cut, stall }, address))
     }
 }
 
 struct CutStream {
     inner: Connection,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    stall: Arc<Stall>,
 }
 
 impl CutStream {
-    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        match self.cut.as_mut().poll(cx) {
-            Poll::Ready(()) => Err(io::ErrorKind::ConnectionReset.into()),
-            Poll::Pending => Ok(()),
+    /// Ready when bytes may flow.
+    fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.cut.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        match self.stall.0.lock().as_mut() {
+            Some(waiting) => {
+                waiting.push(cx.waker().clone());
+                Poll::Pending
+            }
+            None => Poll::Ready(Ok(())),
         }
     }
 }
 
 impl AsyncRead for CutStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.check(cx)?;
+        ready!(self.poll_open(cx))?;
         Pin::new(&mut self.inner).poll_read(cx, buffer)
     }
 }
 
 impl AsyncWrite for CutStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
-        self.check(cx)?;
+        ready!(self.poll_open(cx))?;
         Pin::new(&mut self.inner).poll_write(cx, buffer)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.check(cx)?;
+        ready!(self.poll_open(cx))?;
         Pin::new(&mut self.inner).poll_flush(cx)
     }
 

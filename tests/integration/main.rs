@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 #![allow(unreachable_pub, reason = "a test binary has no outside")]
 
+mod caches;
 mod cli;
 mod cluster;
 mod embedded;

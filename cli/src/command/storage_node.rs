@@ -53,6 +53,15 @@ pub(crate) struct StorageNodeCommand {
     #[arg(long, value_name = "SCANS")]
     concurrent_scans: Option<usize>,
 
+    /// Wait for a CPU thread from which on scans are handed back to the coordinator, milliseconds; 0: all are
+    /// [default: 500]
+    #[arg(long, value_name = "MILLIS")]
+    pushback_after: Option<u64>,
+
+    /// Results of aggregates over single segments that are kept for the next time; 0: none [default: 64MiB]
+    #[arg(long, value_name = "SIZE")]
+    fragment_cache: Option<ByteSize>,
+
     /// Data per second that is read to verify stored segments in the background; 0: none [default: 16MiB]
     #[arg(long, value_name = "SIZE")]
     scrub_rate: Option<ByteSize>,
@@ -99,6 +108,12 @@ impl StorageNodeCommand {
         }
         if let Some(size) = self.scrub_rate {
             options.scrub_bytes_per_second = size.0;
+        }
+        if let Some(size) = self.fragment_cache {
+            options.fragment_cache_bytes = size.0;
+        }
+        if let Some(millis) = self.pushback_after {
+            options.pushback_wait = Duration::from_millis(millis);
         }
         options.max_concurrent_scans = self.concurrent_scans.unwrap_or(options.max_concurrent_scans);
         options

@@ -58,7 +58,7 @@ impl Meta {
 /// The query behind `\d`.
 pub(super) fn tables_sql() -> String {
     "select table_schema as schema, table_name as name, table_type as type from information_schema.tables \
-     where table_schema <> 'information_schema' order by 1, 2"
+     where table_schema not in ('information_schema', 'system') order by 1, 2"
         .to_owned()
 }
 

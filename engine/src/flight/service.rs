@@ -487,7 +487,7 @@ impl FlightSqlService for Service {
         refuse_transaction(command.transaction_id.as_ref())?;
         let session = Caller::of(request.extensions())?.session()?;
         let snapshot = self.engine.snapshot().await?;
-        let default_schema = session.template().config_options().catalog.default_schema.clone();
+        let default_schema = session.default_schema();
         let target = ingest::target(&command, &default_schema, &snapshot)?;
         let rows = ingest::rows(request.into_inner(), self.options.request_bytes_max).await?;
         Ok(row_count(Some(session.ingest(target, rows).await?)))

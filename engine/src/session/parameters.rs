@@ -55,6 +55,22 @@ impl Parameters {
         Ok(Self { rows: Some(rows) })
     }
 
+    /// The names, types and values of the only row; empty without parameters, `None` where there are several rows or a value
+    /// that has no scalar form.
+    pub(crate) fn single_row(&self) -> Option<Vec<(String, DataType, ScalarValue)>> {
+        let Some(rows) = &self.rows else { return Some(Vec::new()) };
+        if rows.num_rows() != 1 {
+            return None;
+        }
+        let columns = rows.schema_ref().fields().iter().zip(rows.columns());
+        columns
+            .map(|(field, column)| {
+                let value = ScalarValue::try_from_array(column, 0).ok()?;
+                Some((field.name().clone(), column.data_type().clone(), value))
+            })
+            .collect()
+    }
+
     /// The plan with its parameters replaced by the values.
     ///
     /// # Errors

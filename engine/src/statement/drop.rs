@@ -7,6 +7,7 @@ use aubade_catalog::{Action, Relation, RelationName};
 use aubade_proto::{Error, ErrorCode, RelationId, Result};
 use datafusion::sql::sqlparser::ast::{ObjectName, ObjectType};
 
+use super::names::check_not_built_in;
 use super::names::kind;
 use super::schemas::schema_name;
 use super::views::readers_of;
@@ -72,6 +73,7 @@ impl Dropped {
 fn relation(context: &StatementContext, what: &What, name: ObjectName, dropped: &mut Dropped) -> Result<()> {
     let name = context.relation_name(name)?;
     let Some(relation) = context.snapshot().relations.get(&name) else {
+        check_not_built_in(context.snapshot(), &name.schema)?;
         return if what.if_exists { Ok(()) } else { Err(context.not_found(&name)) };
     };
     let is_view = matches!(relation, Relation::View { .. });
@@ -92,6 +94,7 @@ fn relation(context: &StatementContext, what: &What, name: ObjectName, dropped: 
 fn schema(context: &StatementContext, what: &What, name: ObjectName, dropped: &mut Dropped) -> Result<()> {
     let name = schema_name(context, name)?;
     if !context.snapshot().schemas.contains(&name) {
+        check_not_built_in(context.snapshot(), &name)?;
         let error = Error::new(ErrorCode::SchemaNotFound, format!("schema '{name}' not found"));
         return if what.if_exists { Ok(()) } else { Err(error) };
     }

@@ -1,9 +1,10 @@
 //! Names of relations in statements that change the catalog.
 
 use aubade_catalog::{Relation, RelationName, Snapshot};
-use aubade_planner::catalog::CATALOG;
+use aubade_planner::catalog::{CATALOG, SYSTEM_SCHEMA};
 use aubade_planner::improve_error;
 use aubade_proto::{Error, ErrorCode, Result};
+use datafusion::catalog::information_schema::INFORMATION_SCHEMA;
 use datafusion::common::TableReference;
 use datafusion::error::DataFusionError;
 use datafusion::sql::planner::object_name_to_table_reference;
@@ -11,8 +12,18 @@ use datafusion::sql::sqlparser::ast::ObjectName;
 
 use super::StatementContext;
 
-/// DataFusion's own schema, in which nothing can be made.
-pub(super) const INFORMATION_SCHEMA: &str = "information_schema";
+/// Refuses to change a schema that is made up of what is known otherwise.
+pub(super) fn check_not_built_in(snapshot: &Snapshot, schema: &str) -> Result<()> {
+    if is_built_in(schema) && !snapshot.schemas.contains(schema) {
+        return Err(Error::new(ErrorCode::InvalidArgument, format!("{schema} can only be read")));
+    }
+    Ok(())
+}
+
+/// Whether a schema is one of those in which nothing can be made.
+pub(super) fn is_built_in(schema: &str) -> bool {
+    matches!(schema, INFORMATION_SCHEMA | SYSTEM_SCHEMA)
+}
 
 impl StatementContext {
     /// The relation that a name means, with the session's default schema.
@@ -47,12 +58,10 @@ pub(super) fn check_catalog(catalog: &str) -> Result<()> {
 
 /// Refuses schemas in which nothing can be made.
 pub(crate) fn check_writable_schema(snapshot: &Snapshot, schema: &str) -> Result<()> {
-    if schema == INFORMATION_SCHEMA {
-        return Err(Error::new(ErrorCode::InvalidArgument, "information_schema can only be read"));
-    }
     if snapshot.schemas.contains(schema) {
         return Ok(());
     }
+    check_not_built_in(snapshot, schema)?;
     let known = snapshot.schemas.iter().map(|known| (strsim::damerau_levenshtein(known, schema), known)).min();
     let error = Error::new(ErrorCode::SchemaNotFound, format!("schema '{schema}' not found"));
     Err(match known {

@@ -3,18 +3,22 @@
 use arrow::datatypes::SchemaRef;
 use aubade_proto::{Error, Result};
 use datafusion::logical_expr::LogicalPlan;
-use datafusion::physical_plan::execute_stream;
+use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use std::sync::Arc;
 
 use super::StatementContext;
 use crate::query::query_stream;
 use crate::session::QueryOutput;
 
-/// Starts a query; its record ends with its stream.
+/// Plans and starts a query.
 pub(super) async fn run(context: &StatementContext, plan: LogicalPlan) -> Result<QueryOutput> {
+    start(context, context.physical_plan(&plan).await?)
+}
+
+/// Starts a planned query; its record ends with its stream.
+pub(super) fn start(context: &StatementContext, plan: Arc<dyn ExecutionPlan>) -> Result<QueryOutput> {
     let run = context.run()?;
-    let plan = context.physical_plan(&plan).await?;
-    let rows = execute_stream(plan, context.state().task_ctx()).map_err(Error::from_datafusion)?;
+    let rows = execute_stream(plan, context.task_context()).map_err(Error::from_datafusion)?;
     let stream = query_stream(&context.engine().cpu_handle(), rows, Arc::clone(run));
     Ok(QueryOutput { query_id: run.id(), schema: stream.schema(), stream, affected_rows: None })
 }

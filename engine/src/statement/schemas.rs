@@ -7,7 +7,7 @@ use datafusion::sql::planner::object_name_to_table_reference;
 use datafusion::sql::sqlparser::ast::{ObjectName, SchemaName};
 
 use super::StatementContext;
-use super::names::{INFORMATION_SCHEMA, check_catalog};
+use super::names::{check_catalog, is_built_in};
 use crate::session::QueryOutput;
 
 pub(super) async fn create(context: &StatementContext, name: SchemaName, if_not_exists: bool) -> Result<QueryOutput> {
@@ -15,7 +15,7 @@ pub(super) async fn create(context: &StatementContext, name: SchemaName, if_not_
         return Err(Error::new(ErrorCode::NotSupported, "AUTHORIZATION in CREATE SCHEMA is not supported yet"));
     };
     let name = schema_name(context, name)?;
-    let taken = name == INFORMATION_SCHEMA || context.snapshot().schemas.contains(&name);
+    let taken = is_built_in(&name) || context.snapshot().schemas.contains(&name);
     let error = match taken {
         true => exists(&name),
         false => match context.engine().commit(vec![Action::CreateSchema(name)]).await {

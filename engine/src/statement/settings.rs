@@ -1,7 +1,9 @@
 //! SET and RESET: settings of one session.
 
+use aubade_planner::AubadeOptions;
 use aubade_planner::catalog::CATALOG;
 use aubade_proto::{Error, ErrorCode, Result};
+use datafusion::common::config::ExtensionOptions;
 use datafusion::logical_expr::{LogicalPlan, Statement as PlanStatement};
 use datafusion::prelude::SessionContext;
 
@@ -33,12 +35,28 @@ pub(super) async fn change(context: &StatementContext, plan: LogicalPlan) -> Res
         LogicalPlan::Statement(PlanStatement::ResetVariable(reset)) => check(&reset.variable, None, shared_server)?,
         _ => return Err(Error::internal("a setting is changed by a plan of another kind")),
     }
-    // DataFusion's own code, on a copy: functions that depend on settings are made anew there too.
     let template = context.session().template();
-    let copy = SessionContext::new_with_state(template.as_ref().clone());
+    if let LogicalPlan::Statement(PlanStatement::ResetVariable(reset)) = &plan
+        && let Some(default) = default_of(&reset.variable)
+    {
+        // DataFusion resets its own settings only.
+        let mut state = template.state.as_ref().clone();
+        let set = state.config_mut().options_mut().set(&reset.variable, &default);
+        set.map_err(|error| context.improve(error))?;
+        context.session().set_template(state);
+        return context.done(0);
+    }
+    // DataFusion's own code, on a copy: functions that depend on settings are made anew there too.
+    let copy = SessionContext::new_with_state(template.state.as_ref().clone());
     copy.execute_logical_plan(plan).await.map_err(|error| context.improve(error))?;
     context.session().set_template(copy.state());
     context.done(0)
+}
+
+/// The default of a setting that is Aubade's own.
+fn default_of(variable: &str) -> Option<String> {
+    let entries = AubadeOptions::default().entries();
+    entries.into_iter().find(|entry| entry.key == variable).and_then(|entry| entry.value)
 }
 
 fn check(variable: &str, value: Option<&str>, shared_server: bool) -> Result<()> {

@@ -2,6 +2,7 @@
 
 mod dml;
 mod files;
+mod plan_cache;
 mod tables;
 mod various;
 mod views;

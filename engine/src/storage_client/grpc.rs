@@ -1,5 +1,6 @@
 //! Storage nodes over gRPC.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,12 +17,12 @@ use aubade_proto::{
     CallHeader, Epoch, Error, ErrorCode, NodeInfo, PutReceipt, Result, ResultExt, ScanRequest, SegmentDescription,
     SegmentId,
 };
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, TryStreamExt, stream};
 use hyper_util::rt::TokioIo;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use super::{ScanStream, StorageClient, StorageClients};
+use super::{ScanStream, StorageClient, StorageClients, cut_apart};
 use crate::limits::{CONNECT_TIMEOUT, NODE_MESSAGE_BYTES_MAX, UPLOAD_CHUNK_BYTES};
 
 /// Pings find a peer that stopped answering without closing its connection.
@@ -133,6 +134,26 @@ impl StorageClient for GrpcClient {
         let messages = stream::iter(std::iter::once(first).chain(chunks));
         let reply = self.client.clone().put_segment(Self::request(messages, header.timeout)).await;
         decode_receipt(&reply.map_err(|status| self.error(&status))?.into_inner())
+    }
+
+    async fn read_ranges(&self, header: &CallHeader, id: SegmentId, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        let message = wire::GetSegmentRequest {
+            header: Some(encode_header(header)),
+            segment_id: id.to_wire(),
+            ranges: ranges.iter().map(|range| wire::ByteRange { start: range.start, end: range.end }).collect(),
+        };
+        let reply = self.client.clone().get_segment(Self::request(message, header.timeout)).await;
+        let mut replies = reply.map_err(|status| self.error(&status))?.into_inner();
+        let wanted: u64 = ranges.iter().map(|range| range.end.saturating_sub(range.start)).sum();
+        let mut bytes = BytesMut::new();
+        while let Some(reply) = replies.message().await.map_err(|status| self.error(&status))? {
+            bytes.extend_from_slice(&reply.data);
+            if bytes.len() as u64 > wanted {
+                let text = format!("{} sent more bytes than it was asked for", self.peer);
+                return Err(Error::new(ErrorCode::InvalidMessage, text));
+            }
+        }
+        cut_apart(ranges, bytes.freeze())
     }
 
     async fn replicate_segment(

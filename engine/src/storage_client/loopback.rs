@@ -1,6 +1,7 @@
 //! Storage nodes in this process: Arrow batches are handed over with no copy and no encoding.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -10,10 +11,10 @@ use aubade_proto::{
     SegmentId,
 };
 use aubade_storage_node::StorageNode;
-use bytes::Bytes;
-use futures::{StreamExt, stream};
+use bytes::{Bytes, BytesMut};
+use futures::{StreamExt, TryStreamExt, stream};
 
-use super::{ScanStream, StorageClient, StorageClients};
+use super::{ScanStream, StorageClient, StorageClients, cut_apart};
 
 /// The nodes of this process.
 #[derive(Debug)]
@@ -49,6 +50,12 @@ impl StorageClient for LoopbackClient {
         data: Bytes,
     ) -> Result<PutReceipt> {
         self.0.put_segment(header, description, stream::iter([Ok(data)]).boxed()).await
+    }
+
+    async fn read_ranges(&self, header: &CallHeader, id: SegmentId, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        let (_, chunks) = self.0.get_segment(header, id, ranges).await?;
+        let bytes: BytesMut = chunks.try_collect::<Vec<_>>().await?.iter().flatten().collect();
+        cut_apart(ranges, bytes.freeze())
     }
 
     async fn replicate_segment(

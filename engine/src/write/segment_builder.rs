@@ -4,18 +4,21 @@
 //! The columns of a row group are encoded in parallel on a rayon pool; only one row group of Arrow
 //! data is held at a time.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
-use arrow::array::ArrayRef;
+use arrow::array::{ArrayRef, UInt32Array};
+use arrow::compute::take;
 use arrow::datatypes::{DataType, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use aubade_catalog::{SegmentStatistics, StatisticsBuilder};
 use aubade_proto::{Error, ErrorCode, Result, ResultExt};
 use bytes::Bytes;
+use datafusion::common::hash_utils::{RandomState, create_hashes};
 use datafusion::common::utils::memory::get_record_batch_memory_size;
 use parquet::arrow::arrow_writer::{ArrowColumnChunk, ArrowColumnWriter, ArrowRowGroupWriterFactory, compute_leaves};
 use parquet::arrow::{ArrowSchemaConverter, ArrowWriter};
-use parquet::basic::Compression;
+use parquet::basic::{Compression, Encoding};
 use parquet::errors::ParquetError;
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
 use parquet::file::writer::SerializedFileWriter;
@@ -29,6 +32,11 @@ use crate::limits::{
 
 /// False positives of Bloom filters: one in a hundred costs one needless row group in a hundred.
 const BLOOM_FALSE_POSITIVES: f64 = 0.01;
+
+/// Rows by which it is told how varied a column is.
+const SAMPLE_ROWS: usize = 1_024;
+/// Rows of a sample for each different value, from which on there are few values.
+const FEW_IN_SAMPLE: usize = 16;
 
 /// A finished segment file.
 #[derive(Debug)]
@@ -144,12 +152,13 @@ impl SegmentBuilder {
     }
 
     fn encode_row_group(&mut self) -> Result<Option<BuiltSegment>> {
-        let mut open = match self.open.take() {
+        let open = self.open.take();
+        let rows = open.as_ref().map_or(0, |open| open.rows);
+        let batches = self.take_row_group(ROW_GROUP_ROWS_MAX.min(SEGMENT_ROWS_MAX - rows));
+        let mut open = match open {
             Some(open) => open,
-            None => OpenSegment::new(&self.schema)?,
+            None => OpenSegment::new(&self.schema, &batches)?,
         };
-        let rows_max = ROW_GROUP_ROWS_MAX.min(SEGMENT_ROWS_MAX - open.rows);
-        let batches = self.take_row_group(rows_max);
         open.write_row_group(&self.schema, &self.pool, &batches)?;
         if open.rows >= SEGMENT_ROWS_MAX || open.writer.bytes_written() >= SEGMENT_BYTES_MAX {
             return open.close().map(Some);
@@ -164,9 +173,10 @@ fn encoding_failed(error: ParquetError) -> Error {
 }
 
 impl OpenSegment {
-    fn new(schema: &SchemaRef) -> Result<Self> {
-        let writer =
-            ArrowWriter::try_new(Vec::new(), Arc::clone(schema), Some(properties(schema))).map_err(encoding_failed)?;
+    /// A segment for rows like those of `first`, which will be its first row group.
+    fn new(schema: &SchemaRef, first: &[RecordBatch]) -> Result<Self> {
+        let properties = properties(schema, first)?;
+        let writer = ArrowWriter::try_new(Vec::new(), Arc::clone(schema), Some(properties)).map_err(encoding_failed)?;
         let (writer, row_groups) = writer.into_serialized_writer().map_err(encoding_failed)?;
         Ok(Self {
             writer,
@@ -237,7 +247,8 @@ fn encode_column(
     writers.into_iter().map(|writer| writer.close().map_err(encoding_failed)).collect()
 }
 
-fn properties(schema: &SchemaRef) -> WriterProperties {
+/// How a column is written, by a sample of its first row group.
+fn properties(schema: &SchemaRef, first: &[RecordBatch]) -> Result<WriterProperties> {
     let mut properties = WriterProperties::builder()
         .set_writer_version(WriterVersion::PARQUET_2_0)
         .set_created_by(format!("aubade {}", env!("CARGO_PKG_VERSION")))
@@ -248,15 +259,72 @@ fn properties(schema: &SchemaRef) -> WriterProperties {
         .set_column_index_truncate_length(Some(64))
         .set_statistics_truncate_length(Some(64))
         .set_bloom_filter_fpp(BLOOM_FALSE_POSITIVES);
-    for field in schema.fields() {
-        if can_profit_from_bloom_filter(field.data_type()) {
-            let path = ColumnPath::new(vec![field.name().clone()]);
+    for (index, field) in schema.fields().iter().enumerate() {
+        let path = ColumnPath::new(vec![field.name().clone()]);
+        let variety = Variety::of(first, index)?;
+        if can_profit_from_bloom_filter(field.data_type()) && variety != Variety::Few {
             properties = properties
                 .set_column_bloom_filter_enabled(path.clone(), true)
-                .set_column_bloom_filter_max_ndv(path, ROW_GROUP_ROWS_MAX as u64);
+                .set_column_bloom_filter_max_ndv(path.clone(), ROW_GROUP_ROWS_MAX as u64);
+        }
+        if let (Variety::Unique, Some(encoding)) = (variety, plain_encoding(field.data_type())) {
+            properties =
+                properties.set_column_dictionary_enabled(path.clone(), false).set_column_encoding(path, encoding);
         }
     }
-    properties.build()
+    Ok(properties.build())
+}
+
+/// How often the values of a column are repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Variety {
+    /// There are so few that each of them is in nearly every row group: a Bloom filter would rule nothing out.
+    Few,
+    Some,
+    /// Hardly any value comes twice: a dictionary would be as large as the column, and be read for every single row.
+    Unique,
+}
+
+impl Variety {
+    /// Of a column, by rows that are taken from all over `batches`.
+    fn of(batches: &[RecordBatch], column: usize) -> Result<Self> {
+        let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
+        let step = (rows / SAMPLE_ROWS).max(1);
+        let (mut seen, mut sampled, mut skip) = (HashSet::new(), 0, 0);
+        for batch in batches {
+            let indices: UInt32Array =
+                (skip..batch.num_rows()).step_by(step).filter_map(|row| u32::try_from(row).ok()).collect();
+            skip = (skip + indices.len() * step).saturating_sub(batch.num_rows());
+            let values = take(batch.column(column), &indices, None)?;
+            let mut hashes = vec![0; values.len()];
+            if create_hashes([&values], &RandomState::default(), &mut hashes).is_err() {
+                // A type that cannot be hashed is left to the defaults.
+                return Ok(Self::Some);
+            }
+            sampled += hashes.len();
+            seen.extend(hashes);
+        }
+        Ok(match seen.len() {
+            _ if sampled < SAMPLE_ROWS / 2 => Self::Some,
+            few if few * FEW_IN_SAMPLE <= sampled => Self::Few,
+            many if many * 20 >= sampled * 19 => Self::Unique,
+            _ => Self::Some,
+        })
+    }
+}
+
+/// How a column without a dictionary is written: `None` leaves that to Parquet.
+fn plain_encoding(data_type: &DataType) -> Option<Encoding> {
+    match data_type {
+        DataType::Int32 | DataType::Int64 | DataType::UInt32 | DataType::UInt64 | DataType::Timestamp(..) => {
+            Some(Encoding::DELTA_BINARY_PACKED)
+        }
+        // Stored as 64-bit numbers.
+        DataType::Decimal128(precision, _) if *precision <= 18 => Some(Encoding::DELTA_BINARY_PACKED),
+        // Its default, which shares prefixes with the value before, takes longer to write and to read.
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => Some(Encoding::DELTA_LENGTH_BYTE_ARRAY),
+        _ => None,
+    }
 }
 
 /// Types that queries compare for equality with single values.

@@ -22,6 +22,7 @@ use super::compose::{Widths, columns_used, reindex, substitute, substitute_outpu
 use super::pushable::Pushable;
 use crate::estimate::scan_statistics;
 use crate::options::{Pushdown, pushdown};
+use crate::refusal::{NotPushed, Reason, Refusal};
 use crate::scan_exec::StorageScanExec;
 
 /// Replaces filters, projections and limits over a [`StorageScanExec`] by a scan that does their work, as far as it can
@@ -56,7 +57,7 @@ impl PushFragment {
             return filter_above(
                 filter,
                 &[Arc::clone(filter.predicate())],
-                scan.with_note("filter: comes after a limit".to_owned()),
+                scan.with_note(NotPushed::new("filter", Refusal::new(Reason::AfterLimit, "comes after a limit"))),
             );
         }
         let (mut pushed, mut kept, mut notes) = (Vec::new(), Vec::new(), Vec::new());
@@ -64,8 +65,8 @@ impl PushFragment {
             let over_scan = substitute(conjunct, scan.fragment().projection())?;
             match self.pushable.check_filter(&over_scan, scan.fragment().scan_schema(), config) {
                 Ok(()) => pushed.push(over_scan),
-                Err(reason) => {
-                    notes.push(format!("filter {}: {reason}", fmt_sql(conjunct.as_ref())));
+                Err(refusal) => {
+                    notes.push(NotPushed::new(format!("filter {}", fmt_sql(conjunct.as_ref())), refusal));
                     kept.push(Arc::clone(conjunct));
                 }
             }
@@ -116,22 +117,22 @@ impl PushFragment {
         let used: Vec<usize> = used.into_iter().collect();
 
         let checked = self.pushable.check_projection(&outputs, scan.fragment().scan_schema(), config);
-        let reason = match checked {
-            Err(reason) => reason,
+        let refusal = match checked {
+            Err(refusal) => refusal,
             Ok(()) if pushdown(config) == Pushdown::Auto && !pays(scan, &outputs, &used) => {
-                "it would send more bytes than its columns have".to_owned()
+                Refusal::new(Reason::Wider, "it would send more bytes than its columns have")
             }
             Ok(()) => {
                 let pushed = scan.with_projection(&outputs)?;
                 if pushed.schema() == projection.schema() {
                     return Ok(Arc::new(pushed));
                 }
-                "it changes the metadata of its columns".to_owned()
+                Refusal::new(Reason::Metadata, "it changes the metadata of its columns")
             }
         };
         let computed = projection.expr().iter().find(|output| !output.expr.is::<Column>());
         let what = computed.map_or_else(String::new, |output| format!(" {}", fmt_sql(output.expr.as_ref())));
-        projection_above(projection, &used, scan.with_note(format!("projection{what}: {reason}")))
+        projection_above(projection, &used, scan.with_note(NotPushed::new(format!("projection{what}"), refusal)))
     }
 }
 
@@ -230,25 +231,26 @@ fn scan_below(node: &Arc<dyn ExecutionPlan>) -> Option<&StorageScanExec> {
 
 /// What an operator directly above a scan is called when it stays on the coordinator. Aggregates and the first rows of
 /// an order are looked at by another rule.
-fn operator(node: &Arc<dyn ExecutionPlan>) -> Option<&'static str> {
+fn operator(node: &Arc<dyn ExecutionPlan>) -> Option<(&'static str, Reason)> {
     if let Some(sort) = node.downcast_ref::<SortExec>() {
-        return sort.fetch().is_none().then_some("sort");
+        return sort.fetch().is_none().then_some(("sort", Reason::Sort));
     }
     match node.name() {
-        name if name.contains("Join") => Some("join"),
-        name if name.contains("Window") => Some("window"),
+        name if name.contains("Join") => Some(("join", Reason::Join)),
+        name if name.contains("Window") => Some(("window", Reason::Window)),
         _ => None,
     }
 }
 
 /// Writes into the scans directly below `node` that `node` stays above.
 fn note_operator(node: Arc<dyn ExecutionPlan>) -> Result<Transformed<Arc<dyn ExecutionPlan>>> {
-    let Some(what) = operator(&node) else { return Ok(Transformed::no(node)) };
+    let Some((part, reason)) = operator(&node) else { return Ok(Transformed::no(node)) };
     if !node.children().iter().any(|child| child.is::<StorageScanExec>()) {
         return Ok(Transformed::no(node));
     }
+    let note = NotPushed::new(part, Refusal::new(reason, "runs on the coordinator"));
     let children = node.children().into_iter().map(|child| match child.downcast_ref::<StorageScanExec>() {
-        Some(scan) => Arc::new(scan.with_note(format!("{what}: runs on the coordinator"))) as Arc<dyn ExecutionPlan>,
+        Some(scan) => Arc::new(scan.with_note(note.clone())) as Arc<dyn ExecutionPlan>,
         None => Arc::clone(child),
     });
     let children = children.collect();

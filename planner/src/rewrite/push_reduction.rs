@@ -21,6 +21,7 @@ use datafusion::physical_plan::{ExecutionPlan, Partitioning};
 use super::compose::{columns_used, substitute, substitute_outputs};
 use super::pushable::Pushable;
 use crate::options::{Pushdown, pushdown};
+use crate::refusal::{NotPushed, Reason, Refusal};
 use crate::scan_exec::StorageScanExec;
 
 /// Rows that `ORDER BY ... LIMIT` may want at most: each segment may have to send as many.
@@ -53,7 +54,7 @@ impl PushReduction {
         let Some(found) = scan_under(aggregate.input()) else { return Ok(None) };
         let scan = match self.fused(&found, config)? {
             Ok(scan) => scan,
-            Err(reason) => return noted(aggregate.input(), &found, "aggregate", &reason).map(Some),
+            Err(refusal) => return noted(aggregate.input(), &found, "aggregate", refusal).map(Some),
         };
         let refused = match refuse_aggregate(&self.pushable, aggregate, config) {
             None if pushdown(config) == Pushdown::Auto => self.costs_more(aggregate, &found)?,
@@ -61,7 +62,7 @@ impl PushReduction {
         };
         match self.reduced(&scan, refused, || Reduction::aggregate(aggregate)) {
             Ok(fragment) => Ok(Some(Arc::new(scan.with_fragment(fragment)?))),
-            Err(reason) => noted(aggregate.input(), &found, "aggregate", &reason).map(Some),
+            Err(refusal) => noted(aggregate.input(), &found, "aggregate", refusal).map(Some),
         }
     }
 
@@ -69,29 +70,29 @@ impl PushReduction {
     fn reduced(
         &self,
         scan: &StorageScanExec,
-        refused: Option<String>,
+        refused: Option<Refusal>,
         reduction: impl FnOnce() -> aubade_proto::Result<Reduction>,
-    ) -> Result<Fragment, String> {
-        if let Some(reason) = refused {
-            return Err(reason);
+    ) -> Result<Fragment, Refusal> {
+        if let Some(refusal) = refused {
+            return Err(refusal);
         }
         let fragment = reduction().and_then(|reduction| scan.fragment().with_reduction(reduction));
-        let fragment = fragment.map_err(|error| error.message().to_owned())?;
+        let fragment = fragment.map_err(|error| Refusal::new(Reason::NoWireForm, error.message()))?;
         self.pushable.check_reduction(&fragment)?;
         Ok(fragment)
     }
 
     /// The scan with the projections between it and the aggregate in it, or why that cannot be.
-    fn fused(&self, found: &Found, config: &ConfigOptions) -> Result<Result<StorageScanExec, String>> {
+    fn fused(&self, found: &Found, config: &ConfigOptions) -> Result<Result<StorageScanExec, Refusal>> {
         if found.scan.fragment().limit().is_some() {
-            return Ok(Err("comes after a limit".to_owned()));
+            return Ok(Err(after_limit()));
         }
         let mut scan = found.scan.clone();
         // The innermost first.
         for projection in found.projections.iter().rev() {
             let outputs = substitute_outputs(projection, scan.fragment().projection())?;
-            if let Err(reason) = self.pushable.check_projection(&outputs, scan.fragment().scan_schema(), config) {
-                return Ok(Err(reason));
+            if let Err(refusal) = self.pushable.check_projection(&outputs, scan.fragment().scan_schema(), config) {
+                return Ok(Err(refusal));
             }
             scan = scan.with_projection(&outputs)?;
         }
@@ -99,7 +100,7 @@ impl PushReduction {
     }
 
     /// Why the aggregate would save nothing, if the statistics say so.
-    fn costs_more(&self, aggregate: &AggregateExec, found: &Found) -> Result<Option<String>> {
+    fn costs_more(&self, aggregate: &AggregateExec, found: &Found) -> Result<Option<Refusal>> {
         let statistics = StatisticsContext::new().compute(aggregate.input().as_ref(), &StatisticsArgs::new())?;
         let Some(rows) = statistics.num_rows.get_value().copied() else { return Ok(None) };
         let Some(groups) = group_count(aggregate.group_expr(), &statistics) else { return Ok(None) };
@@ -107,7 +108,7 @@ impl PushReduction {
         // Each segment has its own groups, as many as it has rows at most.
         let per_segment = rows as f64 / segments as f64;
         if rows > 0 && groups.min(per_segment) > GROUPS_PER_ROW_MAX * per_segment {
-            return Ok(Some("it has about as many groups as rows".to_owned()));
+            return Ok(Some(Refusal::new(Reason::ManyGroups, "it has about as many groups as rows")));
         }
         Ok(None)
     }
@@ -119,9 +120,9 @@ impl PushReduction {
         };
         let scan = &found.scan;
         let refused = if scan.fragment().limit().is_some() {
-            Some("comes after a limit".to_owned())
+            Some(after_limit())
         } else if fetch > TOP_ROWS_MAX {
-            Some(format!("it keeps more than {TOP_ROWS_MAX} rows"))
+            Some(Refusal::new(Reason::ManyRows, format!("it keeps more than {TOP_ROWS_MAX} rows")))
         } else {
             sort.expr().iter().find_map(|key| self.pushable.check_kinds(&key.expr, config).err())
         };
@@ -130,7 +131,7 @@ impl PushReduction {
                 let scan: Arc<dyn ExecutionPlan> = Arc::new(scan.with_fragment(fragment)?);
                 replace_scan(sort.input(), &scan).map(Some)
             }
-            Err(reason) => noted(sort.input(), &found, "first rows", &reason).map(Some),
+            Err(refusal) => noted(sort.input(), &found, "first rows", refusal).map(Some),
         }
     }
 }
@@ -177,17 +178,26 @@ fn replace_scan(input: &Arc<dyn ExecutionPlan>, scan: &Arc<dyn ExecutionPlan>) -
 }
 
 /// `input`, whose scan says why the operator above it stays there.
-fn noted(input: &Arc<dyn ExecutionPlan>, found: &Found, what: &str, reason: &str) -> Result<Arc<dyn ExecutionPlan>> {
-    let scan = found.scan.with_note(format!("{what}: {reason}"));
+fn noted(
+    input: &Arc<dyn ExecutionPlan>,
+    found: &Found,
+    part: &str,
+    refusal: Refusal,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    let scan = found.scan.with_note(NotPushed::new(part, refusal));
     replace_scan(input, &(Arc::new(scan) as Arc<dyn ExecutionPlan>))
 }
 
-fn refuse_aggregate(pushable: &Pushable, aggregate: &AggregateExec, config: &ConfigOptions) -> Option<String> {
+fn after_limit() -> Refusal {
+    Refusal::new(Reason::AfterLimit, "comes after a limit")
+}
+
+fn refuse_aggregate(pushable: &Pushable, aggregate: &AggregateExec, config: &ConfigOptions) -> Option<Refusal> {
     let group = aggregate.group_expr();
     let expressions = group.expr().iter().chain(group.null_expr()).map(|(expression, _)| expression);
     let expressions = expressions.chain(aggregate.filter_expr().iter().flatten());
-    if let Some(reason) = expressions.into_iter().find_map(|part| pushable.check_kinds(part, config).err()) {
-        return Some(reason);
+    if let Some(refusal) = expressions.into_iter().find_map(|part| pushable.check_kinds(part, config).err()) {
+        return Some(refusal);
     }
     aggregate.aggr_expr().iter().find_map(|function| pushable.refuse_aggregate(function, config))
 }

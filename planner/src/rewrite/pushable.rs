@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 use aubade_proto::convert::{ScanEncoder, decode_fragment, encode_fragment};
-use aubade_proto::{Fragment, ProjectionColumn};
+use aubade_proto::{Error, Fragment, ProjectionColumn};
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::execution::{SessionStateBuilder, TaskContext};
@@ -19,6 +19,8 @@ use datafusion::physical_expr::expressions::{
 use datafusion::physical_expr::scalar_subquery::ScalarSubqueryExpr;
 use datafusion::physical_expr::{PhysicalExpr, ScalarFunctionExpr};
 use datafusion::prelude::SessionConfig;
+
+use crate::refusal::{Reason, Refusal};
 
 /// Tells which expressions a storage node evaluates to the same values as the coordinator.
 ///
@@ -56,28 +58,28 @@ impl Pushable {
     /// Why `filter` over `schema` cannot run at a storage node, if so.
     ///
     /// # Errors
-    /// The reason, for people.
+    /// The reason.
     pub fn check_filter(
         &self,
         filter: &Arc<dyn PhysicalExpr>,
         schema: &SchemaRef,
         config: &ConfigOptions,
-    ) -> Result<(), String> {
+    ) -> Result<(), Refusal> {
         self.check_kinds(filter, config)?;
         let fragment = Fragment::try_new(Arc::clone(schema), Some(Arc::clone(filter)), Vec::new(), None);
-        fragment.and_then(|fragment| encode_fragment(&fragment)).map(|_| ()).map_err(|error| error.message().to_owned())
+        fragment.and_then(|fragment| encode_fragment(&fragment)).map(|_| ()).map_err(|error| no_wire_form(&error))
     }
 
     /// Why these output columns over `schema` cannot be computed at a storage node, if so.
     ///
     /// # Errors
-    /// The reason, for people.
+    /// The reason.
     pub fn check_projection(
         &self,
         projection: &[ProjectionColumn],
         schema: &SchemaRef,
         config: &ConfigOptions,
-    ) -> Result<(), String> {
+    ) -> Result<(), Refusal> {
         if projection.iter().all(|column| column.expression.is::<Column>()) {
             return Ok(());
         }
@@ -90,48 +92,51 @@ impl Pushable {
         });
         match round_trip {
             Ok(true) => Ok(()),
-            Ok(false) => Err("its type does not survive the wire".to_owned()),
-            Err(error) => Err(error.message().to_owned()),
+            Ok(false) => Err(type_lost()),
+            Err(error) => Err(no_wire_form(&error)),
         }
     }
 
     /// Why a fragment with a reduction cannot be sent, if so.
     ///
     /// # Errors
-    /// The reason, for people.
-    pub(crate) fn check_reduction(&self, sent: &Fragment) -> Result<(), String> {
+    /// The reason.
+    pub(crate) fn check_reduction(&self, sent: &Fragment) -> Result<(), Refusal> {
         let types = |fragment: &Fragment| {
             fragment.output_schema().fields().iter().map(|field| field.data_type().clone()).collect::<Vec<_>>()
         };
         let received = encode_fragment(sent).and_then(|message| decode_fragment(&message, &self.decoder));
         match received.and_then(|received| ScanEncoder::new(received.output_schema()).map(|_| received)) {
             Ok(received) if types(&received) == types(sent) => Ok(()),
-            Ok(_) => Err("its type does not survive the wire".to_owned()),
-            Err(error) => Err(error.message().to_owned()),
+            Ok(_) => Err(type_lost()),
+            Err(error) => Err(no_wire_form(&error)),
         }
     }
 
     /// Why an aggregate function cannot run at a storage node, if so.
-    pub(crate) fn refuse_aggregate(&self, function: &AggregateFunctionExpr, config: &ConfigOptions) -> Option<String> {
+    pub(crate) fn refuse_aggregate(&self, function: &AggregateFunctionExpr, config: &ConfigOptions) -> Option<Refusal> {
         let name = function.fun().name();
         if !function.order_bys().is_empty() {
-            return Some(format!("{name} needs its rows in an order"));
+            return Some(Refusal::new(Reason::OrderedAggregate, format!("{name} needs its rows in an order")));
         }
-        if let Some(reason) = function.expressions().iter().find_map(|part| self.check_kinds(part, config).err()) {
-            return Some(reason);
+        if let Some(refusal) = function.expressions().iter().find_map(|part| self.check_kinds(part, config).err()) {
+            return Some(refusal);
         }
         match self.aggregates.get(name) {
             Some(known) if known.as_ref() == function.fun() => None,
-            Some(_) => Some(format!("{name} has settings of the session")),
-            None => Some(format!("{name} is not known to storage nodes")),
+            known => Some(unusable(name, known.is_some())),
         }
     }
 
     /// Why an expression is of a kind that stays on the coordinator, if so.
     ///
     /// # Errors
-    /// The reason, for people.
-    pub(crate) fn check_kinds(&self, expression: &Arc<dyn PhysicalExpr>, config: &ConfigOptions) -> Result<(), String> {
+    /// The reason.
+    pub(crate) fn check_kinds(
+        &self,
+        expression: &Arc<dyn PhysicalExpr>,
+        config: &ConfigOptions,
+    ) -> Result<(), Refusal> {
         let mut refused = None;
         // The closure never fails, so neither does the walk.
         let _ = expression.apply(|node| {
@@ -141,7 +146,7 @@ impl Pushable {
         refused.map_or(Ok(()), Err)
     }
 
-    fn refuse(&self, node: &Arc<dyn PhysicalExpr>, config: &ConfigOptions) -> Option<String> {
+    fn refuse(&self, node: &Arc<dyn PhysicalExpr>, config: &ConfigOptions) -> Option<Refusal> {
         if let Some(function) = node.downcast_ref::<ScalarFunctionExpr>() {
             return self.refuse_function(function, config);
         }
@@ -161,27 +166,42 @@ impl Pushable {
             return None;
         }
         if node.is::<DynamicFilterPhysicalExpr>() {
-            return Some("it is known only while the query runs".to_owned());
+            return Some(Refusal::new(Reason::RunTime, "it is known only while the query runs"));
         }
         if node.is::<ScalarSubqueryExpr>() {
-            return Some("it needs the result of a subquery".to_owned());
+            return Some(Refusal::new(Reason::Subquery, "it needs the result of a subquery"));
         }
-        Some("an expression of this kind runs on the coordinator only".to_owned())
+        Some(Refusal::new(Reason::ExpressionKind, "an expression of this kind runs on the coordinator only"))
     }
 
-    fn refuse_function(&self, function: &ScalarFunctionExpr, config: &ConfigOptions) -> Option<String> {
+    fn refuse_function(&self, function: &ScalarFunctionExpr, config: &ConfigOptions) -> Option<Refusal> {
         let name = function.name();
         if function.is_volatile_node() {
-            return Some(format!("{name} gives another value each time"));
+            return Some(Refusal::new(Reason::Volatile, format!("{name} gives another value each time")));
         }
         if config.execution.time_zone.is_some() {
-            return Some(format!("{name} may depend on the time zone of the session"));
+            return Some(Refusal::new(Reason::TimeZone, format!("{name} may depend on the time zone of the session")));
         }
         match self.functions.get(name) {
             Some(known) if known.as_ref() == function.fun() => None,
-            Some(_) => Some(format!("{name} has settings of the session")),
-            None => Some(format!("{name} is not known to storage nodes")),
+            known => Some(unusable(name, known.is_some())),
         }
+    }
+}
+
+fn no_wire_form(error: &Error) -> Refusal {
+    Refusal::new(Reason::NoWireForm, error.message())
+}
+
+fn type_lost() -> Refusal {
+    Refusal::new(Reason::NoWireForm, "its type does not survive the wire")
+}
+
+/// Why a function that storage nodes do not have as the session has it cannot run there.
+fn unusable(name: &str, known: bool) -> Refusal {
+    match known {
+        true => Refusal::new(Reason::SessionSettings, format!("{name} has settings of the session")),
+        false => Refusal::new(Reason::UnknownFunction, format!("{name} is not known to storage nodes")),
     }
 }
 
@@ -204,7 +224,9 @@ mod tests {
         let result = Pushable::new().check_filter(&expression, &Arc::new(schema), &ConfigOptions::default());
         match reason {
             None => assert_eq!(result, Ok(())),
-            Some(reason) => assert!(result.as_ref().is_err_and(|text| text.contains(reason)), "{result:?}"),
+            Some(reason) => {
+                assert!(result.as_ref().is_err_and(|refusal| refusal.to_string().contains(reason)), "{result:?}")
+            }
         }
     }
 

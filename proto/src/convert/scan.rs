@@ -68,6 +68,8 @@ pub fn encode_scan_request(request: &ScanRequest) -> Result<wire::ScanRequest> {
         segments: segments.collect(),
         fragment: Some(encode_fragment(&request.fragment)?),
         batch_rows: u32::try_from(request.batch_rows).unwrap_or(u32::MAX),
+        may_push_back: request.may_push_back,
+        may_keep_results: request.may_keep_results,
     })
 }
 
@@ -84,7 +86,14 @@ pub fn decode_scan_request(message: &wire::ScanRequest, functions: &TaskContext)
     let segments = segments.collect::<Result<Vec<_>>>()?;
     let fragment = decode_fragment(required(message.fragment.as_ref(), "fragment")?, functions)?;
     let batch_rows = usize::try_from(message.batch_rows).unwrap_or(0);
-    Ok(ScanRequest { header, segments, fragment: Arc::new(fragment), batch_rows })
+    Ok(ScanRequest {
+        header,
+        segments,
+        fragment: Arc::new(fragment),
+        batch_rows,
+        may_push_back: message.may_push_back,
+        may_keep_results: message.may_keep_results,
+    })
 }
 
 /// The wire form of statistics.
@@ -98,6 +107,7 @@ pub fn encode_statistics(statistics: &ScanStatistics) -> wire::ScanStatistics {
         rows_out,
         bytes_read,
         cpu_micros,
+        kept_results,
     } = *statistics;
     wire::ScanStatistics {
         row_groups,
@@ -108,6 +118,7 @@ pub fn encode_statistics(statistics: &ScanStatistics) -> wire::ScanStatistics {
         rows_out,
         bytes_read,
         cpu_micros,
+        kept_results,
     }
 }
 
@@ -122,6 +133,7 @@ pub fn decode_statistics(message: &wire::ScanStatistics) -> ScanStatistics {
         rows_out,
         bytes_read,
         cpu_micros,
+        kept_results,
     } = *message;
     ScanStatistics {
         row_groups,
@@ -132,6 +144,7 @@ pub fn decode_statistics(message: &wire::ScanStatistics) -> ScanStatistics {
         rows_out,
         bytes_read,
         cpu_micros,
+        kept_results,
     }
 }
 

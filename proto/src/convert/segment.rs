@@ -68,6 +68,7 @@ pub fn encode_node_info(info: &NodeInfo) -> wire::InfoReply {
         segment_bytes: info.segment_bytes,
         quarantined_segment_ids: info.quarantined.iter().map(|id| id.to_wire()).collect(),
         active_scan_count: info.active_scan_count,
+        scan_cpu_micros: info.scan_cpu_micros,
         instance: info.instance,
         scrub: info.scrub.map(|scrub| wire::ScrubProgress {
             rounds: scrub.rounds,
@@ -94,6 +95,7 @@ pub fn decode_node_info(message: &wire::InfoReply) -> Result<NodeInfo> {
             .map(|id| SegmentId::from_wire(id, "quarantined_segment_ids"))
             .collect::<Result<_>>()?,
         active_scan_count: message.active_scan_count,
+        scan_cpu_micros: message.scan_cpu_micros,
         instance: message.instance,
         scrub: message.scrub.as_ref().map(|scrub| ScrubProgress {
             rounds: scrub.rounds,
@@ -120,6 +122,7 @@ mod tests {
             segment_bytes: 5,
             quarantined: vec![SegmentId(Uuid::from_u128(6))],
             active_scan_count: 7,
+            scan_cpu_micros: 99,
             instance: u64::MAX,
             scrub: Some(ScrubProgress { rounds: 8, round_bytes: 9, damaged: 10 }),
         };

@@ -1,5 +1,6 @@
 //! Life cycle, admission and the wire of a node.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -108,12 +109,12 @@ async fn a_segment_reads_out_as_it_was_put_and_damage_is_found() {
     let node = node(&env).await;
     let content: Bytes = (0..2_500_000_u32).map(|at| (at % 253) as u8).collect::<Vec<_>>().into();
     put(&node, 1, &content).await;
-    let (description, chunks) = node.get_segment(&header(1), segment_id(1)).await.unwrap();
+    let (description, chunks) = node.get_segment(&header(1), segment_id(1), &[]).await.unwrap();
     assert_eq!(description, describe(1, &content));
     let chunks: Vec<Bytes> = chunks.try_collect().await.unwrap();
     assert_eq!((chunks.len(), Bytes::from(chunks.concat())), (3, content));
     damage(&env, 1, 1_500_000);
-    let (_, chunks) = node.get_segment(&header(1), segment_id(1)).await.unwrap();
+    let (_, chunks) = node.get_segment(&header(1), segment_id(1), &[]).await.unwrap();
     let error = chunks.try_collect::<Vec<Bytes>>().await.unwrap_err();
     assert_eq!((error.code(), node.info().quarantined.len()), (ErrorCode::SegmentCorrupt, 1));
 }
@@ -214,7 +215,11 @@ async fn errors_keep_their_code_over_the_wire() {
     let newer = wire::CallHeader { protocol: aubade_proto::STORAGE_PROTOCOL + 1, ..encode_header(&header(1)) };
     let info = client.info(wire::InfoRequest { header: Some(newer) }).await;
     assert_eq!(code(info.unwrap_err()), ErrorCode::UnsupportedVersion);
-    let get = wire::GetSegmentRequest { header: Some(encode_header(&header(1))), segment_id: segment_id(1).to_wire() };
+    let get = wire::GetSegmentRequest {
+        header: Some(encode_header(&header(1))),
+        segment_id: segment_id(1).to_wire(),
+        ranges: Vec::new(),
+    };
     assert_eq!(code(client.get_segment(get).await.unwrap_err()), ErrorCode::SegmentNotFound);
     drop(client);
     tasks.shutdown().await;
@@ -248,4 +253,32 @@ async fn a_source_that_is_away_is_no_failure_of_the_node_that_asked_it() {
     // What is here already needs no source.
     put(&target, 1, &content).await;
     target.replicate_segment(&header(1), &describe(1, &content), &away).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_node_short_of_cpu_hands_scans_back_to_those_who_can_run_them() {
+    let options = StorageNodeOptions { pushback_wait: Duration::ZERO, ..StorageNodeOptions::new("/data", "az1") };
+    let node = StorageNode::open(memory_environment(), CLUSTER, options).await.unwrap();
+    put(&node, 1, &parquet(&rows(0, 20_000))).await;
+    let able = ScanRequest { may_push_back: true, ..request(&[(1, 0)]) };
+    let error = node.scan(able).await.map(drop).unwrap_err();
+    assert_eq!(error.code(), ErrorCode::PushedBack);
+    assert_eq!(scan(&node, request(&[(1, 0)])).await.unwrap().row_count(), 20_000);
+}
+
+#[tokio::test]
+async fn ranges_of_a_segment_are_sent_in_their_order() {
+    let node = node(&memory_environment()).await;
+    let content: Bytes = (0..2_500_000_u32).map(|at| (at % 253) as u8).collect::<Vec<_>>().into();
+    put(&node, 1, &content).await;
+    let ranges = [0..7, 7..7, 100..1_300_000, 2_000_000..2_000_010];
+    let (_, chunks) = node.get_segment(&header(1), segment_id(1), &ranges).await.unwrap();
+    let expected: Vec<u8> =
+        ranges.iter().flat_map(|range| content[range.start as usize..range.end as usize].to_vec()).collect();
+    assert_eq!(chunks.try_collect::<Vec<Bytes>>().await.unwrap().concat(), expected);
+    let one = |start, end| vec![Range { start, end }];
+    for wrong in [one(10, 5), one(0, 2_500_001), one(u64::MAX, u64::MAX), vec![5..9, 8..10], vec![5..9, 0..1]] {
+        let error = node.get_segment(&header(1), segment_id(1), &wrong).await.map(drop).unwrap_err();
+        assert_eq!(error.code(), ErrorCode::InvalidMessage);
+    }
 }

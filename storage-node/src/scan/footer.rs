@@ -10,16 +10,24 @@ use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataR
 
 use super::reader::SegmentReader;
 use crate::limits::FOOTER_BYTES_MIN;
-use crate::segment_store::{SegmentStore, VerifiedFile};
+use crate::segment_store::{SegmentBytes, SegmentStore};
 
 /// What is needed to start reading a segment.
 #[derive(Debug)]
 pub(crate) struct Footer {
-    pub(crate) file: Arc<VerifiedFile>,
+    pub(crate) file: Arc<dyn SegmentBytes>,
     /// With the page index, where the file has one.
     pub(crate) metadata: Arc<ParquetMetaData>,
     /// The columns as the file describes them.
     pub(crate) schema: SchemaRef,
+}
+
+impl Footer {
+    pub(crate) fn new(file: Arc<dyn SegmentBytes>, metadata: Arc<ParquetMetaData>) -> Result<Self> {
+        let arrow = ArrowReaderMetadata::try_new(Arc::clone(&metadata), ArrowReaderOptions::new())
+            .map_err(|error| SegmentReader::new(Arc::clone(&file)).explain(error))?;
+        Ok(Self { file, metadata, schema: Arc::clone(arrow.schema()) })
+    }
 }
 
 /// A cache of footers, bounded by their bytes.
@@ -57,14 +65,11 @@ impl FooterCache {
 }
 
 fn load(store: &SegmentStore, id: SegmentId) -> Result<(Footer, u64)> {
-    let file = Arc::new(store.open_segment(id)?);
+    let file: Arc<dyn SegmentBytes> = Arc::new(store.open_segment(id)?);
     let reader = SegmentReader::new(Arc::clone(&file));
     let metadata = ParquetMetaDataReader::new()
         .with_page_index_policy(PageIndexPolicy::Optional)
         .parse_and_finish(&reader)
         .map_err(|error| reader.explain(error))?;
-    let metadata = Arc::new(metadata);
-    let arrow = ArrowReaderMetadata::try_new(Arc::clone(&metadata), ArrowReaderOptions::new())
-        .map_err(|error| reader.explain(error))?;
-    Ok((Footer { file, metadata, schema: Arc::clone(arrow.schema()) }, reader.bytes_read()))
+    Ok((Footer::new(file, Arc::new(metadata))?, reader.bytes_read()))
 }

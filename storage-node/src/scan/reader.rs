@@ -11,7 +11,7 @@ use parquet::errors::ParquetError;
 use parquet::file::reader::{ChunkReader, Length};
 
 use crate::limits::BLOCK_BYTES;
-use crate::segment_store::{Blocks, VerifiedFile};
+use crate::segment_store::{Blocks, SegmentBytes};
 
 /// Shared by the readers of one segment scan.
 #[derive(Debug, Default)]
@@ -24,13 +24,13 @@ struct Progress {
 /// A segment, with some byte ranges of it loaded ahead. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct SegmentReader {
-    file: Arc<VerifiedFile>,
+    file: Arc<dyn SegmentBytes>,
     loaded: Arc<[Blocks]>,
     progress: Arc<Progress>,
 }
 
 impl SegmentReader {
-    pub(crate) fn new(file: Arc<VerifiedFile>) -> Self {
+    pub(crate) fn new(file: Arc<dyn SegmentBytes>) -> Self {
         Self { file, loaded: Arc::from([]), progress: Arc::default() }
     }
 

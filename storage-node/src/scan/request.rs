@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 use aubade_environment::Clock;
-use aubade_proto::{Fragment, Result};
+use aubade_proto::{Error, Fragment, Result, SegmentId};
 use datafusion::physical_expr::PhysicalExpr;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -14,9 +14,9 @@ use super::footer::Footer;
 use super::output::RowLimit;
 use super::plan::FragmentPlan;
 use super::reduce::Reductions;
+use super::results::{FragmentKey, FragmentResults, ResultCache};
 use crate::cpu::CpuPool;
 use crate::limits::{BATCH_ROWS_MAX, REDUCTION_BATCH_ROWS};
-use crate::node::Segments;
 
 /// Schemas of segments that are remembered per request; a table has few over its life.
 const SCHEMAS_MAX: usize = 8;
@@ -24,24 +24,36 @@ const SCHEMAS_MAX: usize = 8;
 /// Memory of a scan is counted in units of this many bytes, since a semaphore counts in 32 bits.
 const MEMORY_UNIT_BYTES: u64 = 1024;
 
+/// Where a scan finds its segments.
+pub(crate) trait SegmentSource: std::fmt::Debug + Send + Sync {
+    /// The footer of a segment and the bytes that were read to get it. Blocks.
+    fn footer(&self, id: SegmentId) -> Result<(Arc<Footer>, u64)>;
+    /// Takes note that a segment is corrupt. Blocks.
+    fn quarantine(&self, id: SegmentId, reason: &Error);
+}
+
 /// What a node puts into every scan.
 #[derive(Clone, Debug)]
 pub(crate) struct ScanResources {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) cpu: Arc<CpuPool>,
-    pub(crate) segments: Arc<Segments>,
+    pub(crate) segments: Arc<dyn SegmentSource>,
     pub(crate) memory_bytes: usize,
     pub(crate) batch_rows: usize,
+    /// `None`: no results are kept.
+    pub(crate) results: Option<ResultCache>,
 }
 
 /// See the module's doc.
 pub(crate) struct ScanContext {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) cpu: Arc<CpuPool>,
-    pub(crate) segments: Arc<Segments>,
+    pub(crate) segments: Arc<dyn SegmentSource>,
     pub(crate) plan: Arc<FragmentPlan>,
     pub(crate) limit: RowLimit,
     pub(crate) reductions: Option<Arc<Reductions>>,
+    /// Of the whole fragment over single segments.
+    pub(crate) results: Option<FragmentResults>,
     /// What a row has to pass to be among the first of an order, as the segments merged so far tell;
     /// over the projected columns.
     bound: Mutex<Option<Arc<dyn PhysicalExpr>>>,
@@ -60,6 +72,10 @@ impl ScanContext {
             None => resources.batch_rows,
         };
         let batch_rows = batch_rows.clamp(1, BATCH_ROWS_MAX);
+        let results = resources
+            .results
+            .as_ref()
+            .and_then(|cache| FragmentKey::of(fragment, batch_rows).map(|key| FragmentResults::new(cache, key)));
         let reductions = fragment.reduction().cloned().map(|reduction| Reductions::new(reduction, batch_rows));
         let memory_units = u32::try_from(resources.memory_bytes as u64 / MEMORY_UNIT_BYTES).unwrap_or(u32::MAX);
         let memory_units = memory_units.clamp(1, u32::try_from(Semaphore::MAX_PERMITS).unwrap_or(u32::MAX));
@@ -70,6 +86,7 @@ impl ScanContext {
             plan: Arc::new(FragmentPlan::new(fragment)?),
             limit: RowLimit::new(fragment.limit()),
             reductions: reductions.transpose()?.map(Arc::new),
+            results,
             bound: Mutex::default(),
             filter: fragment.filter().cloned(),
             batch_rows,

@@ -37,6 +37,30 @@ impl Blocks {
     }
 }
 
+/// The bytes of a segment, wherever they are.
+pub(crate) trait SegmentBytes: std::fmt::Debug + Send + Sync {
+    /// Which segment.
+    fn segment_id(&self) -> SegmentId;
+    /// Bytes of the whole file.
+    fn length_bytes(&self) -> u64;
+    /// Verified bytes that cover `range`. Blocks.
+    fn read_blocks(&self, range: &Range<u64>) -> Result<Blocks>;
+}
+
+impl SegmentBytes for VerifiedFile {
+    fn segment_id(&self) -> SegmentId {
+        self.segment_id
+    }
+
+    fn length_bytes(&self) -> u64 {
+        self.length_bytes
+    }
+
+    fn read_blocks(&self, range: &Range<u64>) -> Result<Blocks> {
+        Self::read_blocks(self, range)
+    }
+}
+
 impl VerifiedFile {
     pub(crate) fn new(file: Arc<dyn ReadFile>, sidecar: Sidecar) -> Result<Self> {
         let Sidecar { description, block_crcs } = sidecar;

@@ -20,6 +20,13 @@ async fn settings_last_for_the_session_only() {
     db.run(&["RESET datafusion.execution.batch_size"]).await;
     assert_ne!(db.rows(&setting("batch_size")).await, ["100"]);
     assert_eq!(db.code("SET datafusion.nothing.at_all = 1").await, ErrorCode::InvalidArgument);
+    db.run(&["SET aubade.pushdown = 'off'", "SET aubade.fragment_cache = 'off'"]).await;
+    assert_eq!(db.rows("SHOW aubade.pushdown").await, ["aubade.pushdown|off"]);
+    assert_eq!(db.rows("SHOW aubade.fragment_cache").await, ["aubade.fragment_cache|false"]);
+    assert_eq!(db.code("SET aubade.nothing = 1").await, ErrorCode::InvalidArgument);
+    assert_eq!(db.code("SET aubade.plan_cache = 'sometimes'").await, ErrorCode::InvalidArgument);
+    db.run(&["RESET aubade.pushdown"]).await;
+    assert_eq!(db.rows("SHOW aubade.pushdown").await, ["aubade.pushdown|auto"]);
 }
 
 #[tokio::test]
@@ -207,4 +214,50 @@ async fn a_query_reads_one_snapshot_from_start_to_end() {
     let output = db.session.execute("SELECT a FROM t").await.unwrap();
     db.run(&["INSERT INTO t VALUES (11)", "DROP TABLE t"]).await;
     assert_eq!(lines(output).await.unwrap().len(), 10);
+}
+
+#[tokio::test]
+async fn the_system_schema_tells_of_queries_and_counters() {
+    let db = Database::open().await;
+    db.run(&["CREATE TABLE t AS SELECT value AS a FROM generate_series(1, 100)"]).await;
+    let counter = |name: &str, label: &str| {
+        format!("SELECT value FROM system.metrics WHERE name = '{name}' AND coalesce(label, '') = '{label}'")
+    };
+    assert_eq!(db.rows(&counter("not_pushed", "volatile")).await, ["0"]);
+    assert_eq!(db.rows("SELECT a FROM t WHERE random() < 2 AND a > 99").await, ["100"]);
+    assert_eq!(db.rows(&counter("not_pushed", "volatile")).await, ["1"]);
+    assert_eq!(db.rows(&counter("queries_failed", "")).await, ["0"]);
+    assert_eq!(db.code("SELECT b FROM t").await, ErrorCode::ColumnNotFound);
+    assert_eq!(db.rows(&counter("queries_failed", "")).await, ["1"]);
+    assert_eq!(db.rows(&counter("node_up", "in-process")).await, ["1"]);
+    assert_eq!(db.rows(&counter("scan_rows_in", "")).await, ["100"]);
+    let queries = "SELECT state, rows, rows_in, error LIKE '%b%' FROM system.queries \
+                   WHERE sql LIKE 'SELECT _ FROM t%' ORDER BY start_unix_millis, rows DESC";
+    assert_eq!(db.rows(queries).await, ["finished|1|100|", "failed|0|0|true"]);
+    // Each name and label is there once, and tells what it is.
+    let twice =
+        "SELECT name, label FROM system.metrics GROUP BY name, label HAVING count(*) > 1 OR min(description) = ''";
+    assert_eq!(db.rows(twice).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn nothing_can_be_made_in_the_system_schema() {
+    let db = Database::open().await;
+    assert_eq!(db.code("CREATE TABLE system.t (a INT)").await, ErrorCode::InvalidArgument);
+    assert_eq!(db.code("CREATE SCHEMA system").await, ErrorCode::AlreadyExists);
+    assert_eq!(db.code("DROP TABLE system.metrics").await, ErrorCode::InvalidArgument);
+    assert_eq!(db.code("SELECT * FROM system.nothing").await, ErrorCode::TableNotFound);
+    let listed = "SELECT table_name FROM information_schema.tables WHERE table_schema = 'system' ORDER BY 1";
+    assert_eq!(db.rows(listed).await, ["metrics", "plan_cache", "queries"]);
+}
+
+#[tokio::test]
+async fn explain_analyze_verbose_tells_what_each_node_did() {
+    let db = Database::open().await;
+    db.run(&["CREATE TABLE t AS SELECT value AS a FROM generate_series(1, 100)"]).await;
+    let plan = db.rows("EXPLAIN ANALYZE VERBOSE SELECT a FROM t WHERE a > 90").await.concat();
+    let node = "nodes=[in-process: requests=1, segments=1, rows_in=100, rows_out=10, bytes_read=";
+    assert!(plan.contains(node), "{plan}");
+    let brief = db.rows("EXPLAIN ANALYZE SELECT a FROM t WHERE a > 90").await.concat();
+    assert!(!brief.contains("nodes=[") && brief.contains("hedges=0"), "{brief}");
 }

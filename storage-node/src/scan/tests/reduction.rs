@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch, StringViewArray};
 use arrow::compute::concat_batches;
-use aubade_proto::ErrorCode;
+use aubade_proto::{ErrorCode, ScanRequest};
 use datafusion::logical_expr::Operator;
 use futures::stream::StreamExt;
 
@@ -241,5 +241,24 @@ async fn a_dropped_reduction_stops_the_work() {
     drop(events);
     while node.info().active_scan_count > 0 {
         tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_aggregate_leaves_of_a_segment_is_kept() {
+    let node = node_with_rows().await;
+    for (sql, is_kept) in [
+        ("SELECT count(*), sum(key) FROM t", true),
+        ("SELECT kind, count(*), sum(key), min(price) FROM t GROUP BY kind", true),
+        ("SELECT id, count(price) FROM t GROUP BY id", false),
+        ("SELECT id, kind FROM t ORDER BY kind, id LIMIT 5", false),
+    ] {
+        let query = Query::new(sql, None).await;
+        let request = || ScanRequest { may_keep_results: true, ..scan_request(Arc::clone(&query.fragment), &[(1, 0)]) };
+        let first = scan(&node, request()).await.unwrap();
+        let again = scan(&node, request()).await.unwrap();
+        let counted = |scanned: &Scanned| (scanned.statistics.kept_results, scanned.statistics.rows_in == 0);
+        assert_eq!(counted(&first), (0, false), "{sql}");
+        assert_eq!(counted(&again), (u64::from(is_kept), is_kept), "{sql}");
     }
 }

@@ -1,0 +1,67 @@
+//! What the plan cache saves: planning of each query of TPC-H, and of a point query, with and without it.
+//!
+//! It prints a table instead of using criterion: what is measured is one part of a statement, which the engine's record
+//! of it tells, and a statement has to run to its end before the next copy of its plan can be made.
+
+#![expect(clippy::print_stdout, reason = "the table is what this is for")]
+
+use anyhow::{Context, Result, ensure};
+use aubade_engine::{Engine, EngineOptions, IngestMode, IngestTarget, Session};
+use aubade_environment::Environment;
+use aubade_tpch::{QUERIES, Scale, TpchTable};
+use futures::TryStreamExt;
+
+const SCALE: f64 = 0.01;
+const RUNS: usize = 15;
+const POINT: &str = "SELECT o_totalprice FROM orders WHERE o_orderkey = 4";
+
+/// Runs a statement to its end; the microseconds that its planning took, and whether its plan was in the cache.
+async fn planning(engine: &Engine, session: &Session, sql: &str) -> Result<(u64, bool)> {
+    let output = session.execute(sql).await?;
+    let id = output.query_id;
+    output.stream.try_collect::<Vec<_>>().await?;
+    let record = engine.queries().get(id).context("the query left no record")?;
+    Ok((record.planning_micros, record.plan_cache_hit))
+}
+
+/// Medians of planning without and with the cache, microseconds.
+async fn compare(engine: &Engine, session: &Session, sql: &str) -> Result<(u64, u64)> {
+    let (mut without, mut with) = (Vec::new(), Vec::new());
+    for _ in 0..RUNS {
+        planning(engine, session, "DISCARD PLANS").await?;
+        let (micros, hit) = planning(engine, session, sql).await?;
+        ensure!(!hit, "a discarded plan was found: {sql}");
+        without.push(micros);
+        let (micros, hit) = planning(engine, session, sql).await?;
+        ensure!(hit, "the plan was not kept: {sql}");
+        with.push(micros);
+    }
+    Ok((median(without), median(with)))
+}
+
+fn median(mut values: Vec<u64>) -> u64 {
+    values.sort_unstable();
+    values.get(values.len() / 2).copied().unwrap_or_default()
+}
+
+async fn run() -> Result<()> {
+    let engine = Engine::open_in_memory(Environment::system(), EngineOptions::default()).await?;
+    let session = engine.session();
+    for table in TpchTable::ALL {
+        let target = IngestTarget { schema: None, table: table.name().to_owned(), mode: IngestMode::Create };
+        session.ingest(target, table.stream(Scale::try_new(SCALE)?, 1)).await?;
+    }
+    println!("TPC-H scale {SCALE}, medians of {RUNS}, microseconds from a statement's text to its physical plan");
+    println!("{:>8} {:>10} {:>10} {:>8}", "query", "planned", "kept", "share");
+    let statements = QUERIES.iter().map(|query| (query.name(), query.sql));
+    for (name, sql) in statements.chain([("point".to_owned(), POINT)]) {
+        let (without, with) = compare(&engine, &session, sql).await?;
+        println!("{name:>8} {without:>10} {with:>10} {:>6.1} %", 100.0 * with as f64 / without.max(1) as f64);
+    }
+    engine.shutdown().await;
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    tokio::runtime::Runtime::new()?.block_on(run())
+}

@@ -1,0 +1,33 @@
+#!/bin/sh
+# Measures a cluster under conditions that are made for it: benches/cluster/run.sh link|scaling|frame [--runs 5] [--json FILE] ...
+# `run.sh BENCH --help` lists the options of a bench. link and scaling need root.
+#
+# AUBADE_BIN    the binary to measure (default: ${CARGO_TARGET_DIR:-target}/release/aubade)
+# AUBADE_VENV   where the virtual environment is kept (default: in the user's cache folder, shared with tests/clients)
+set -eu
+
+here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
+root=$(CDPATH= cd -- "$here/../.." && pwd)
+
+case ${1:-} in
+link | scaling | frame) bench=$1 ;;
+*)
+    echo "usage: run.sh link|scaling|frame [options]" >&2
+    exit 2
+    ;;
+esac
+shift
+
+if [ -z "${AUBADE_BIN:-}" ]; then
+    AUBADE_BIN=${CARGO_TARGET_DIR:-$root/target}/release/aubade
+fi
+if [ ! -x "$AUBADE_BIN" ]; then
+    echo "run.sh: no binary at $AUBADE_BIN; build it with 'cargo build --release', or set AUBADE_BIN" >&2
+    exit 2
+fi
+export AUBADE_BIN
+
+. "$root/tests/clients/venv.sh"
+make_venv "${AUBADE_VENV:-${XDG_CACHE_HOME:-$HOME/.cache}/aubade/venv}" "$root/tests/clients/requirements.txt"
+export PYTHONDONTWRITEBYTECODE=1
+exec "$venv_python" "$here/$bench.py" "$@"

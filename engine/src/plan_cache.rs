@@ -1,0 +1,226 @@
+//! Plans of queries, for all sessions: planning a query takes longer than many queries run.
+//!
+//! An entry is found by the words of a statement, the values of its parameters, the settings of the session, and the
+//! version of the catalog's schema. It has the optimised logical plan, which holds for any snapshot of that schema, and
+//! a [`PlanTemplate`], which holds as long as the tables have the same segments. What other segments there are changes
+//! statistics, and so the best plan: then the logical plan is planned again for the newer snapshot.
+
+mod key;
+mod lease;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use aubade_catalog::Snapshot;
+use aubade_planner::{KeptPlan, Opaque, PlanTemplate};
+use moka::sync::Cache;
+use parking_lot::Mutex;
+use serde::Serialize;
+
+pub(crate) use key::PlanKey;
+pub(crate) use lease::Lease;
+
+use crate::limits::{PLAN_CACHE_AGE_MAX, PLAN_CACHE_ENTRIES_MAX, PLAN_CACHE_TEXT_BYTES_MAX};
+use crate::session::Prepared;
+
+/// See the module's doc.
+#[derive(Debug)]
+pub(crate) struct PlanCache {
+    entries: Cache<PlanKey, Arc<Entry>>,
+    /// What statements are, by keys without parameters.
+    descriptions: Cache<PlanKey, Prepared>,
+    misses: AtomicU64,
+}
+
+/// One line of `system.plan_cache`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct PlanCacheLine {
+    /// The statement as it was first sent, cut where it is long.
+    sql: String,
+    parameters: u64,
+    hits: u64,
+    /// Of the hits, those for which the physical plan was kept too.
+    template_hits: u64,
+    /// What planning took at first, microseconds.
+    planning_micros: u64,
+    /// What it would have taken for all hits, less what it took.
+    saved_micros: u64,
+}
+
+/// The plans of one statement.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    sql: String,
+    parameters: usize,
+    plan: Opaque<KeptPlan>,
+    template: Mutex<Option<Template>>,
+    planning_micros: AtomicU64,
+    hits: AtomicU64,
+    template_hits: AtomicU64,
+    hit_micros: AtomicU64,
+}
+
+#[derive(Clone, Debug)]
+struct Template {
+    plan: Arc<PlanTemplate>,
+    /// A copy runs of a plan of which only one may.
+    leased: bool,
+}
+
+impl Default for PlanCache {
+    fn default() -> Self {
+        Self { entries: bounded(), descriptions: bounded(), misses: AtomicU64::new(0) }
+    }
+}
+
+fn bounded<V: Clone + Send + Sync + 'static>() -> Cache<PlanKey, V> {
+    Cache::builder().max_capacity(PLAN_CACHE_ENTRIES_MAX).time_to_idle(PLAN_CACHE_AGE_MAX).build()
+}
+
+impl PlanCache {
+    /// The plans of a statement.
+    pub(crate) fn get(&self, key: &PlanKey) -> Option<Arc<Entry>> {
+        let entry = self.entries.get(key);
+        if entry.is_none() {
+            self.misses.fetch_add(1, Ordering::Relaxed);
+        }
+        entry
+    }
+
+    /// Keeps the plan of a statement that was planned for the first time.
+    pub(crate) fn add(&self, key: PlanKey, sql: &str, plan: Opaque<KeptPlan>) -> Arc<Entry> {
+        let mut end = PLAN_CACHE_TEXT_BYTES_MAX.min(sql.len());
+        while !sql.is_char_boundary(end) {
+            end -= 1;
+        }
+        let entry = Arc::new(Entry {
+            sql: sql.get(..end).unwrap_or_default().to_owned(),
+            parameters: key.parameter_count(),
+            plan,
+            template: Mutex::default(),
+            planning_micros: AtomicU64::new(0),
+            hits: AtomicU64::new(0),
+            template_hits: AtomicU64::new(0),
+            hit_micros: AtomicU64::new(0),
+        });
+        self.entries.insert(key, Arc::clone(&entry));
+        entry
+    }
+
+    /// What a statement is, if it was described before.
+    pub(crate) fn description(&self, key: &PlanKey) -> Option<Prepared> {
+        self.descriptions.get(key)
+    }
+
+    /// Keeps what a statement is.
+    pub(crate) fn add_description(&self, key: PlanKey, prepared: Prepared) {
+        self.descriptions.insert(key, prepared);
+    }
+
+    /// Forgets a plan that does not work any more.
+    pub(crate) fn remove(&self, key: &PlanKey) {
+        self.entries.invalidate(key);
+    }
+
+    /// Forgets all plans.
+    pub(crate) fn clear(&self) {
+        self.entries.invalidate_all();
+        self.descriptions.invalidate_all();
+    }
+
+    /// Statements that were not found.
+    pub(crate) fn misses(&self) -> u64 {
+        self.misses.load(Ordering::Relaxed)
+    }
+
+    /// All entries, those that saved most first.
+    pub(crate) fn lines(&self) -> Vec<PlanCacheLine> {
+        let mut lines: Vec<PlanCacheLine> = self.entries.iter().map(|(_, entry)| entry.line()).collect();
+        lines.sort_by(|one, other| (other.saved_micros, &one.sql).cmp(&(one.saved_micros, &other.sql)));
+        lines
+    }
+}
+
+impl Entry {
+    /// The optimised logical plan.
+    pub(crate) fn plan(&self) -> &KeptPlan {
+        &self.plan
+    }
+
+    /// The physical plan for the segments of `snapshot`, if there is one of which a copy may be made now; and the lease
+    /// that the run has to hold where only one copy may run.
+    pub(crate) fn template(self: &Arc<Self>, snapshot: &Snapshot) -> Option<(Arc<PlanTemplate>, Option<Lease>)> {
+        let mut slot = self.template.lock();
+        let template = slot.as_mut()?;
+        if !template.plan.fits(snapshot) {
+            *slot = None;
+            return None;
+        }
+        if template.leased {
+            return None;
+        }
+        let plan = Arc::clone(&template.plan);
+        template.leased = plan.is_exclusive();
+        let lease = template.leased.then(|| Lease::new(Arc::clone(self), Arc::clone(&plan)));
+        Some((plan, lease))
+    }
+
+    /// Keeps a physical plan, unless there is one of which a copy runs. What it was made of is run by the caller, who
+    /// gets the lease where only one may run.
+    pub(crate) fn set_template(self: &Arc<Self>, plan: PlanTemplate) -> Option<Lease> {
+        let mut slot = self.template.lock();
+        if slot.as_ref().is_some_and(|template| template.leased) {
+            return None;
+        }
+        let (leased, plan) = (plan.is_exclusive(), Arc::new(plan));
+        *slot = Some(Template { plan: Arc::clone(&plan), leased });
+        leased.then(|| Lease::new(Arc::clone(self), plan))
+    }
+
+    /// Forgets a physical plan of which no copy can be made.
+    pub(crate) fn forget_template(&self, plan: &Arc<PlanTemplate>) {
+        self.end_lease(plan, false);
+    }
+
+    /// The run that had the lease of `plan` has ended: as it should, or with tasks that may still write into what all
+    /// copies share.
+    fn end_lease(&self, plan: &Arc<PlanTemplate>, is_clean: bool) {
+        let mut slot = self.template.lock();
+        match slot.as_mut().filter(|template| Arc::ptr_eq(&template.plan, plan)) {
+            Some(template) if is_clean => template.leased = false,
+            Some(_) => *slot = None,
+            None => {}
+        }
+    }
+
+    /// What it took to plan the statement for the first time.
+    pub(crate) fn planned_in(&self, took: Duration) {
+        self.planning_micros.store(micros(took), Ordering::Relaxed);
+    }
+
+    /// Counts a hit, and what it took to make a plan of it.
+    pub(crate) fn count_hit(&self, from_template: bool, took: Duration) {
+        self.hits.fetch_add(1, Ordering::Relaxed);
+        self.template_hits.fetch_add(u64::from(from_template), Ordering::Relaxed);
+        self.hit_micros.fetch_add(micros(took), Ordering::Relaxed);
+    }
+
+    fn line(&self) -> PlanCacheLine {
+        let hits = self.hits.load(Ordering::Relaxed);
+        let planning_micros = self.planning_micros.load(Ordering::Relaxed);
+        let without = planning_micros.saturating_mul(hits);
+        PlanCacheLine {
+            sql: self.sql.clone(),
+            parameters: self.parameters as u64,
+            hits,
+            template_hits: self.template_hits.load(Ordering::Relaxed),
+            planning_micros,
+            saved_micros: without.saturating_sub(self.hit_micros.load(Ordering::Relaxed)),
+        }
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

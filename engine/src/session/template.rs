@@ -1,0 +1,46 @@
+//! What the statements of a session are planned with: functions, rules and settings, without tables.
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use aubade_planner::pipeline::first_rules;
+use aubade_planner::{Opaque, PlannerOptions, session_config, session_state};
+use datafusion::execution::{SessionState, SessionStateBuilder};
+
+use crate::engine::Engine;
+
+/// See the module's doc.
+#[derive(Debug)]
+pub(crate) struct Template {
+    /// With all rules.
+    pub(crate) state: Opaque<SessionState>,
+    /// With the rules whose plans can be kept.
+    pub(crate) first_stage: Opaque<SessionState>,
+    /// All settings as text: plans depend on them.
+    pub(crate) settings: Arc<str>,
+}
+
+impl Template {
+    /// What the sessions of an engine start with.
+    pub(crate) fn of(engine: &Engine) -> Self {
+        let options = PlannerOptions { target_partitions: engine.options().target_partitions, ..Default::default() };
+        let mut config = session_config(&options);
+        // Every sort sets memory aside for merging its spilled runs: all of them together must fit.
+        let sorts = 4 * config.target_partitions();
+        let merge_bytes = engine.options().memory_limit_bytes() / sorts.max(1);
+        let execution = &mut config.options_mut().execution;
+        execution.sort_spill_reservation_bytes = execution.sort_spill_reservation_bytes.min(merge_bytes);
+        Self::new(session_state(config, Arc::clone(engine.runtime())))
+    }
+
+    pub(crate) fn new(state: SessionState) -> Self {
+        let mut settings = String::new();
+        for entry in state.config().options().entries() {
+            // Writing into a string does not fail.
+            let _ = writeln!(settings, "{}={:?}", entry.key, entry.value);
+        }
+        let first_stage =
+            SessionStateBuilder::new_from_existing(state.clone()).with_physical_optimizer_rules(first_rules()).build();
+        Self { state: Opaque::new(state), first_stage: Opaque::new(first_stage), settings: settings.into() }
+    }
+}

@@ -1,0 +1,126 @@
+//! The schema `system`: what the coordinator tells of itself, as it is when a query is planned.
+
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::json::ReaderBuilder;
+use arrow::record_batch::RecordBatch;
+use aubade_proto::{Error, Result};
+use datafusion::catalog::{MemTable, TableProvider};
+use datafusion::error::DataFusionError;
+use serde::Serialize;
+
+use crate::engine::Engine;
+use crate::query::Metric;
+
+/// The tables, in the order of their names.
+pub(crate) const TABLES: &[&str] = &["metrics", "plan_cache", "queries"];
+
+/// A table of the schema, if there is one of that name.
+pub(crate) fn table(engine: &Engine, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
+    let (schema, rows) = match name {
+        "metrics" => (metrics_schema(), rows(metrics_schema(), &metrics(engine))?),
+        "plan_cache" => (plan_cache_schema(), rows(plan_cache_schema(), &engine.plans().lines())?),
+        "queries" => (queries_schema(), rows(queries_schema(), &engine.queries().recent())?),
+        _ => return Ok(None),
+    };
+    let table = MemTable::try_new(schema, vec![vec![rows]]).map_err(Error::from_datafusion)?;
+    Ok(Some(Arc::new(table)))
+}
+
+/// All counters and gauges.
+fn metrics(engine: &Engine) -> Vec<Metric> {
+    let mut metrics = engine.queries().metrics();
+    let pool = &engine.runtime().memory_pool;
+    let limit = engine.options().memory_limit_bytes();
+    let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
+    metrics.push(Metric::new("memory_limit_bytes", count(limit), "memory that queries may use together"));
+    metrics.push(Metric::new("memory_reserved_bytes", count(pool.reserved()), "memory that queries use now"));
+    metrics.push(Metric::new("plan_cache_misses", engine.plans().misses(), "queries whose plan was not kept yet"));
+    for member in engine.cluster().members() {
+        let label = Some(member.entry.address.clone());
+        let alive = u64::from(member.is_alive() && !member.is_stalled());
+        let requests = count(member.active_requests());
+        metrics.extend([
+            Metric { name: "node_up", label: label.clone(), value: alive, description: "1: the storage node answers" },
+            Metric {
+                name: "node_scan_cpu_micros",
+                label: label.clone(),
+                value: member.info().map_or(0, |info| info.scan_cpu_micros),
+                description: "time that scans have spent on the node's CPU pool, as it last said, microseconds",
+            },
+            Metric { name: "node_requests", label, value: requests, description: "requests that it is busy with" },
+        ]);
+    }
+    metrics
+}
+
+fn metrics_schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new("name", DataType::Utf8View, false),
+        Field::new("label", DataType::Utf8View, true),
+        Field::new("value", DataType::UInt64, false),
+        Field::new("description", DataType::Utf8View, false),
+    ]))
+}
+
+fn plan_cache_schema() -> SchemaRef {
+    let number = |name: &str| Field::new(name, DataType::UInt64, false);
+    Arc::new(Schema::new(vec![
+        Field::new("sql", DataType::Utf8View, false),
+        number("parameters"),
+        number("hits"),
+        number("template_hits"),
+        number("planning_micros"),
+        number("saved_micros"),
+    ]))
+}
+
+/// The fields of [`crate::QueryRecord`].
+fn queries_schema() -> SchemaRef {
+    let text = |name: &str, nullable| Field::new(name, DataType::Utf8View, nullable);
+    let number = |name: &&str| Field::new(*name, DataType::UInt64, false);
+    let mut fields = vec![
+        text("query_id", false),
+        text("session_id", false),
+        text("sql", false),
+        text("state", false),
+        text("error", true),
+    ];
+    let numbers = [
+        "start_unix_millis",
+        "planning_micros",
+        "total_micros",
+        "rows",
+        "segments_total",
+        "segments_pruned",
+        "segments_scanned",
+        "segments_kept",
+        "row_groups",
+        "row_groups_pruned",
+        "rows_pruned_pages",
+        "rows_in",
+        "rows_out",
+        "bytes_read",
+        "bytes_wire",
+        "requests",
+        "retries",
+        "pushbacks",
+        "segments_fetched",
+        "hedges",
+        "storage_cpu_micros",
+    ];
+    fields.extend(numbers.iter().map(number));
+    fields.push(Field::new("plan_cache_hit", DataType::Boolean, false));
+    fields.push(Field::new("replicas", DataType::new_list(DataType::Utf8View, true), false));
+    Arc::new(Schema::new(fields))
+}
+
+/// Rows from what serde makes of `records`; their fields have the names of the columns.
+fn rows<T: Serialize>(schema: SchemaRef, records: &[T]) -> Result<RecordBatch> {
+    let failed = |error: arrow::error::ArrowError| Error::from_datafusion(DataFusionError::from(error));
+    let builder = ReaderBuilder::new(Arc::clone(&schema)).with_batch_size(records.len().max(1)).with_strict_mode(true);
+    let mut decoder = builder.build_decoder().map_err(failed)?;
+    decoder.serialize(records).map_err(failed)?;
+    Ok(decoder.flush().map_err(failed)?.unwrap_or_else(|| RecordBatch::new_empty(schema)))
+}
