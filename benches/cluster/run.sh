@@ -18,16 +18,8 @@ link | scaling | frame) bench=$1 ;;
 esac
 shift
 
-if [ -z "${AUBADE_BIN:-}" ]; then
-    AUBADE_BIN=${CARGO_TARGET_DIR:-$root/target}/release/aubade
-fi
-if [ ! -x "$AUBADE_BIN" ]; then
-    echo "run.sh: no binary at $AUBADE_BIN; build it with 'cargo build --release', or set AUBADE_BIN" >&2
-    exit 2
-fi
-export AUBADE_BIN
-
 . "$root/tests/clients/venv.sh"
+find_binary "$root"
 make_venv "${AUBADE_VENV:-${XDG_CACHE_HOME:-$HOME/.cache}/aubade/venv}" "$root/tests/clients/requirements.txt"
 export PYTHONDONTWRITEBYTECODE=1
 exec "$venv_python" "$here/$bench.py" "$@"

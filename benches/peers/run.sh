@@ -8,16 +8,8 @@ set -eu
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 root=$(CDPATH= cd -- "$here/../.." && pwd)
 
-if [ -z "${AUBADE_BIN:-}" ]; then
-    AUBADE_BIN=${CARGO_TARGET_DIR:-$root/target}/release/aubade
-fi
-if [ ! -x "$AUBADE_BIN" ]; then
-    echo "run.sh: no binary at $AUBADE_BIN; build it with 'cargo build --release', or set AUBADE_BIN" >&2
-    exit 2
-fi
-export AUBADE_BIN
-
 . "$root/tests/clients/venv.sh"
+find_binary "$root"
 make_venv "${AUBADE_PEERS_VENV:-${XDG_CACHE_HOME:-$HOME/.cache}/aubade/venv-peers}" "$here/requirements.txt"
 export PYTHONDONTWRITEBYTECODE=1
 exec "$venv_python" "$here/peers.py" "$@"

@@ -93,11 +93,13 @@ impl Member {
 
     /// How late to ask it: replicas that are well come first, then slow ones, then those that do not answer.
     fn rank(&self, now_millis: u64) -> u8 {
-        match () {
-            () if !self.is_alive() => 3,
-            () if self.is_stalled() => 2,
-            () => u8::from(self.slow_until_millis.load(Ordering::Relaxed) > now_millis),
+        if !self.is_alive() {
+            return 3;
         }
+        if self.is_stalled() {
+            return 2;
+        }
+        u8::from(self.slow_until_millis.load(Ordering::Relaxed) > now_millis)
     }
 
     /// Takes note of an error. Only errors of the transport mark a node: a deterministic error says

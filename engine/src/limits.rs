@@ -34,7 +34,7 @@ pub(crate) const SCAN_ROUND_PAUSE: Duration = Duration::from_millis(300);
 /// Silence of a request before it may be sent to another replica too: below it, a second request would cost more than
 /// the wait.
 pub(crate) const HEDGE_AFTER_MIN: Duration = Duration::from_millis(100);
-/// How many times the 95th percentile of the waits of a scan is too long: on a busy machine waits differ by half.
+/// How many times the 95th percentile of the waits of a scan is too long.
 pub(crate) const HEDGE_AFTER_FACTOR: u32 = 2;
 /// Pause between looks for slow requests.
 pub(crate) const HEDGE_LOOK_PAUSE: Duration = Duration::from_millis(50);
@@ -46,7 +46,7 @@ pub(crate) const SLOW_NODE_PENALTY: Duration = Duration::from_secs(5);
 /// Time after which a node that was asked how it does, and has not answered, counts as stalled. The answer does not wait
 /// for the CPU pool that scans run on.
 pub(crate) const STALLED_AFTER: Duration = Duration::from_millis(500);
-/// Statements whose plans are kept. A plan takes some hundred kilobytes, so that all stay below some hundred megabytes.
+/// Statements whose plans are kept: bounds their memory, which is not counted in bytes.
 pub(crate) const PLAN_CACHE_ENTRIES_MAX: u64 = 512;
 /// Time after which a plan that nobody asked for is forgotten.
 pub(crate) const PLAN_CACHE_AGE_MAX: Duration = Duration::from_secs(3_600);

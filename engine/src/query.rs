@@ -333,7 +333,7 @@ impl Drop for QueryRun {
 }
 
 /// The beginning of `text`, at most `bytes` long.
-fn cut(text: &str, bytes: usize) -> String {
+pub(crate) fn cut(text: &str, bytes: usize) -> String {
     let mut end = bytes.min(text.len());
     while !text.is_char_boundary(end) {
         end -= 1;

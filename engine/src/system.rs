@@ -18,13 +18,13 @@ pub(crate) const TABLES: &[&str] = &["metrics", "plan_cache", "queries"];
 
 /// A table of the schema, if there is one of that name.
 pub(crate) fn table(engine: &Engine, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
-    let (schema, rows) = match name {
-        "metrics" => (metrics_schema(), rows(metrics_schema(), &metrics(engine))?),
-        "plan_cache" => (plan_cache_schema(), rows(plan_cache_schema(), &engine.plans().lines())?),
-        "queries" => (queries_schema(), rows(queries_schema(), &engine.queries().recent())?),
+    let rows = match name {
+        "metrics" => rows(metrics_schema(), &metrics(engine))?,
+        "plan_cache" => rows(plan_cache_schema(), &engine.plans().lines())?,
+        "queries" => rows(queries_schema(), &engine.queries().recent())?,
         _ => return Ok(None),
     };
-    let table = MemTable::try_new(schema, vec![vec![rows]]).map_err(Error::from_datafusion)?;
+    let table = MemTable::try_new(rows.schema(), vec![vec![rows]]).map_err(Error::from_datafusion)?;
     Ok(Some(Arc::new(table)))
 }
 

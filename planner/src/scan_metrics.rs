@@ -35,7 +35,7 @@ pub struct ScanMetrics {
     pub requests: Count,
     /// Of these, those that repeat what another replica did not finish.
     pub retries: Count,
-    /// Of these, those that a node handed back because it was short of CPU.
+    /// Of the requests, those that a node handed back because it was short of CPU.
     pub pushbacks: Count,
     /// Segments whose columns were read from a node and scanned on the coordinator instead.
     pub segments_fetched: Count,

@@ -1,4 +1,17 @@
-# Sourced by run.sh here and in benches/peers: makes a virtual environment with pinned packages.
+# Sourced by run.sh here and in benches: finds the binary, and makes a virtual environment with pinned packages.
+
+# find_binary ROOT: sets and exports AUBADE_BIN, unless it is set, to what cargo has built in ROOT.
+find_binary() {
+    if [ -z "${AUBADE_BIN:-}" ]; then
+        AUBADE_BIN=${CARGO_TARGET_DIR:-$1/target}/release/aubade
+    fi
+    if [ ! -x "$AUBADE_BIN" ]; then
+        echo "run.sh: no binary at $AUBADE_BIN; build it with 'cargo build --release', or set AUBADE_BIN" >&2
+        exit 2
+    fi
+    AUBADE_BIN=$(realpath "$AUBADE_BIN")
+    export AUBADE_BIN
+}
 
 # make_venv FOLDER REQUIREMENTS: sets venv_python. Installs again only when the requirements changed.
 make_venv() {

@@ -1,12 +1,12 @@
 //! Counters over all queries since the engine started, for `system.metrics`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use aubade_planner::{Reason, storage_scans};
 use datafusion::physical_plan::ExecutionPlan;
 use parking_lot::Mutex;
 use serde::Serialize;
-use std::sync::Arc;
 
 use super::metrics::ScanTotals;
 use super::{QueryRecord, QueryState};
