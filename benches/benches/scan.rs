@@ -33,6 +33,7 @@ async fn scan(node: &StorageNode, fragment: &Arc<Fragment>) -> Result<usize> {
     let request = ScanRequest {
         may_push_back: false,
         may_keep_results: false,
+        plain_columns: false,
         header: header(),
         segments: vec![SegmentScan { segment_id: segment_id(), skip_rows: 0 }],
         fragment: Arc::clone(fragment),

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Measures a cluster under conditions that are made for it: benches/cluster/run.sh link|scaling|frame [--runs 5] [--json FILE] ...
+# Measures a cluster under conditions that are made for it: benches/cluster/run.sh link|scaling|frame|fairness [--runs 5] [--json FILE] ...
 # `run.sh BENCH --help` lists the options of a bench. link and scaling need root.
 #
 # AUBADE_BIN    the binary to measure (default: ${CARGO_TARGET_DIR:-target}/release/aubade)
@@ -10,9 +10,9 @@ here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 root=$(CDPATH= cd -- "$here/../.." && pwd)
 
 case ${1:-} in
-link | scaling | frame) bench=$1 ;;
+link | scaling | frame | fairness) bench=$1 ;;
 *)
-    echo "usage: run.sh link|scaling|frame [options]" >&2
+    echo "usage: run.sh link|scaling|frame|fairness [options]" >&2
     exit 2
     ;;
 esac

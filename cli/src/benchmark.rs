@@ -7,39 +7,53 @@ use aubade_engine::QueryRecord;
 use aubade_environment::Environment;
 use aubade_proto::{Error, ErrorCode, Result};
 use aubade_tpch::{Oracle, Query, Scale, TpchTable, compare};
-use futures::{StreamExt, TryStreamExt};
+use futures::{StreamExt, TryStreamExt, stream};
+use indicatif::MultiProgress;
 use serde::Serialize;
 
 use crate::output::{self, Align, Grid, ProgressUnit};
 use crate::size::{ByteSize, grouped};
 use crate::target::{LoadMode, LoadTarget, Target};
 
-/// Generates the eight tables and loads each as one commit; returns their rows.
+/// Tables that are loaded at a time: while one waits for its last segments and its commit, the other goes on.
+const TABLES_AT_A_TIME: usize = 2;
+
+/// Generates the eight tables and loads each as one commit, the largest first; returns their rows.
 pub(crate) async fn load(target: &Target, scale: Scale, mode: LoadMode) -> Result<u64> {
+    let bars = MultiProgress::new();
+    let tables = stream::iter(TpchTable::ALL.into_iter().rev());
+    let loads = tables.map(|table| load_table(target, table, scale, mode, &bars));
+    loads.buffer_unordered(TABLES_AT_A_TIME).try_fold(0_u64, async |sum, rows| Ok(sum.saturating_add(rows))).await
+}
+
+async fn load_table(
+    target: &Target,
+    table: TpchTable,
+    scale: Scale,
+    mode: LoadMode,
+    bars: &MultiProgress,
+) -> Result<u64> {
     let parallelism = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut rows = 0_u64;
-    for table in TpchTable::ALL {
-        let bar = output::progress(table.name(), table.expected_rows(scale), ProgressUnit::Rows);
-        let counter = bar.clone();
-        let stream = table
-            .stream(scale, parallelism)
-            .inspect_ok(move |batch| counter.inc(batch.num_rows() as u64))
-            .map_err(Error::from_datafusion)
-            .boxed();
-        let destination = LoadTarget { schema: None, table: table.name().to_owned(), mode };
-        let loaded = target.load(&destination, table.schema(), stream).await.map_err(|error| match error.code() {
-            ErrorCode::AlreadyExists => error.hint("say --replace to load it anew"),
-            _ => error,
-        });
-        if loaded.is_err() {
-            bar.abandon();
+    let bar = output::progress_among(bars, table.name(), table.expected_rows(scale), ProgressUnit::Rows);
+    let counter = bar.clone();
+    let stream = table
+        .stream(scale, parallelism)
+        .inspect_ok(move |batch| counter.inc(batch.num_rows() as u64))
+        .map_err(Error::from_datafusion)
+        .boxed();
+    let destination = LoadTarget { schema: None, table: table.name().to_owned(), mode };
+    let loaded = target.load(&destination, table.schema(), stream).await.map_err(|error| match error.code() {
+        ErrorCode::AlreadyExists => error.hint("say --replace to load it anew"),
+        _ => error,
+    });
+    match &loaded {
+        Ok(rows) => {
+            bar.set_length(*rows);
+            bar.finish();
         }
-        let loaded = loaded?;
-        bar.set_length(loaded);
-        bar.finish();
-        rows = rows.saturating_add(loaded);
+        Err(_) => bar.abandon(),
     }
-    Ok(rows)
+    loaded
 }
 
 /// How one query did.

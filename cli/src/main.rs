@@ -17,9 +17,15 @@ use std::time::Duration;
 use aubade_environment::Environment;
 use aubade_proto::{ErrorCode, Result, ResultExt};
 use clap::Parser;
+use mimalloc::MiMalloc;
 use tracing_subscriber::EnvFilter;
 
 use command::Command;
+
+/// Batches and their buffers come and go by the megabyte on every thread, for which the system's allocator asks the
+/// kernel for fresh pages each time.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Time for blocking work (a read of a file, a terminal that waits for a line) to end at exit.
 const EXIT_GRACE: Duration = Duration::from_secs(1);

@@ -13,7 +13,7 @@ use arrow::util::display::FormatOptions;
 use arrow::util::pretty::pretty_format_batches_with_options;
 use aubade_proto::{Error, ErrorCode, Result, ResultExt};
 use futures::{Stream, StreamExt};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 /// How results are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -288,15 +288,26 @@ impl Grid {
 
 /// A progress bar over rows or bytes on standard error; hidden where that is no terminal.
 pub(crate) fn progress(label: &str, total: u64, unit: ProgressUnit) -> ProgressBar {
+    let bar = new_bar(label, total, unit);
+    bar.tick();
+    bar
+}
+
+/// The same, below others that are shown at the same time.
+pub(crate) fn progress_among(bars: &MultiProgress, label: &str, total: u64, unit: ProgressUnit) -> ProgressBar {
+    let bar = bars.add(new_bar(label, total, unit));
+    bar.tick();
+    bar
+}
+
+fn new_bar(label: &str, total: u64, unit: ProgressUnit) -> ProgressBar {
     let template = match unit {
         ProgressUnit::Queries => "{prefix:>12} [{bar:32}] {human_pos} of {human_len}",
         ProgressUnit::Rows => "{prefix:>12} [{bar:32}] {human_pos} of {human_len} rows, {per_sec}",
         ProgressUnit::Bytes => "{prefix:>12} [{bar:32}] {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}",
     };
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    let bar = ProgressBar::new(total).with_style(style.progress_chars("=> ")).with_prefix(label.to_owned());
-    bar.tick();
-    bar
+    ProgressBar::new(total).with_style(style.progress_chars("=> ")).with_prefix(label.to_owned())
 }
 
 /// What a progress bar counts.

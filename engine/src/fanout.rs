@@ -19,7 +19,7 @@ use arrow::record_batch::RecordBatch;
 use aubade_catalog::SegmentEntry;
 use aubade_environment::{Deadline, clock};
 use aubade_planner::prune::prune_segments;
-use aubade_planner::{ScanTask, fragment_cache_enabled};
+use aubade_planner::{ScanTask, fragment_cache_enabled, wire_encoding_enabled};
 use aubade_proto::{
     Error, ErrorCode, Fragment, NodeId, Result, Retry, ScanEvent, ScanRequest, ScanStatistics, SegmentScan,
 };
@@ -116,6 +116,7 @@ struct FanOut {
     reservation: MemoryReservation,
     batch_rows: usize,
     may_keep_results: bool,
+    plain_columns: bool,
 }
 
 impl FanOut {
@@ -161,6 +162,7 @@ impl FanOut {
             reservation,
             batch_rows: config.batch_size(),
             may_keep_results: fragment_cache_enabled(config.options()),
+            plain_columns: !wire_encoding_enabled(config.options()),
         })
     }
 
@@ -569,6 +571,7 @@ impl FanOut {
             batch_rows: self.batch_rows,
             may_push_back: self.cluster.runner().is_some(),
             may_keep_results: self.may_keep_results,
+            plain_columns: self.plain_columns,
         };
         let fetched = progress.clone().any(|progress| progress.fetched);
         let entries: Vec<_> = progress.map(|progress| Arc::clone(&progress.segment)).collect();

@@ -5,6 +5,9 @@ use std::time::Duration;
 /// Rows of a segment at most. A million rows is large enough that per-segment costs vanish and
 /// small enough to spread one table over all nodes.
 pub(crate) const SEGMENT_ROWS_MAX: usize = 1 << 20;
+/// Segments of a statement after which the next ones are twice as large, up to [`SEGMENT_ROWS_MAX`]. The first ones have
+/// one row group: a small table is spread over nodes and threads like a large one, and a large one has few segments.
+pub(crate) const SEGMENTS_OF_ONE_SIZE: usize = 4;
 /// Bytes of a segment file after which it is closed, so that wide rows do not make huge segments.
 pub(crate) const SEGMENT_BYTES_MAX: usize = 256 << 20;
 /// Rows of a row group: the unit of pruning and of one encoding step.

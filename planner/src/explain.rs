@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use aubade_proto::ReductionKind;
+use aubade_proto::{Reduction, ReductionKind};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr_common::physical_expr::fmt_sql;
 use datafusion::physical_plan::{ExecutionPlan, displayable};
@@ -44,6 +44,8 @@ fn parts(scan: &StorageScanExec) -> Vec<(&'static str, String)> {
         ReductionKind::Aggregate => ("aggregate", reduction.describe()),
         ReductionKind::TopK => ("first rows", reduction.describe()),
     }));
+    let having = fragment.reduction().and_then(Reduction::having);
+    parts.extend(having.map(|having| ("having", sql(having))));
     if !scan.runtime_filters().is_empty() {
         let filters: Vec<_> = scan.runtime_filters().iter().map(ToString::to_string).collect();
         parts.push(("at run time", format!("[{}]", filters.join(", "))));

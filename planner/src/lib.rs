@@ -46,14 +46,16 @@
 //! ```
 
 pub mod access;
+mod broadcast;
 pub mod catalog;
 pub mod embedded;
 pub mod errors;
 mod estimate;
 pub mod explain;
 pub mod files;
+mod group_ranges;
 mod join_keys;
-pub mod kept_plan;
+mod kept_plan;
 pub mod opaque;
 pub mod options;
 pub mod pipeline;
@@ -75,7 +77,7 @@ pub use embedded::{FragmentInfo, PlannedQuery, Planner, PlannerOptions, storage_
 pub use errors::improve_error;
 pub use kept_plan::KeptPlan;
 pub use opaque::Opaque;
-pub use options::{AubadeOptions, Pushdown, fragment_cache_enabled, plan_cache_enabled};
+pub use options::{AubadeOptions, Pushdown, fragment_cache_enabled, plan_cache_enabled, wire_encoding_enabled};
 pub use refusal::{NotPushed, Reason, Refusal};
 pub use runtime_filter::RuntimeFragment;
 pub use scan_exec::StorageScanExec;

@@ -43,6 +43,11 @@ impl FromStr for Pushdown {
     }
 }
 
+/// Small beside a request's limit of 16 MiB, and beside what such joins save.
+const BROADCAST_BYTES: usize = 1 << 20;
+/// What a request has room for, beside the sets of keys of other joins.
+const BROADCAST_BYTES_MAX: usize = 3 << 20;
+
 /// Aubade's own settings.
 ///
 /// Written out, since the macro of DataFusion leaves the prefix out of the names, and `SHOW` would not find them.
@@ -50,15 +55,25 @@ impl FromStr for Pushdown {
 pub struct AubadeOptions {
     /// What of a query may run at storage nodes.
     pub pushdown: Pushdown,
+    /// Bytes of the build sides of joins up to which these run at storage nodes, where that saves bytes; 0: never.
+    pub broadcast_bytes: usize,
     /// Whether storage nodes keep what aggregates make of single segments for the next time.
     pub fragment_cache: bool,
     /// Whether plans of queries are kept for the next time.
     pub plan_cache: bool,
+    /// Whether storage nodes send columns in the bytes that they need. For measurements.
+    pub wire_encoding: bool,
 }
 
 impl Default for AubadeOptions {
     fn default() -> Self {
-        Self { pushdown: Pushdown::default(), fragment_cache: true, plan_cache: true }
+        Self {
+            pushdown: Pushdown::default(),
+            broadcast_bytes: BROADCAST_BYTES,
+            fragment_cache: true,
+            plan_cache: true,
+            wire_encoding: true,
+        }
     }
 }
 
@@ -82,8 +97,10 @@ impl ExtensionOptions for AubadeOptions {
     fn set(&mut self, key: &str, value: &str) -> Result<()> {
         match key {
             "pushdown" => self.pushdown = value.parse()?,
+            "broadcast_bytes" => self.broadcast_bytes = bytes(key, value, BROADCAST_BYTES_MAX)?,
             "fragment_cache" => self.fragment_cache = switch(key, value)?,
             "plan_cache" => self.plan_cache = switch(key, value)?,
+            "wire_encoding" => self.wire_encoding = switch(key, value)?,
             _ => return config_err!("there is no setting aubade.{key}; SHOW ALL lists the settings"),
         }
         Ok(())
@@ -98,11 +115,21 @@ impl ExtensionOptions for AubadeOptions {
         vec![
             entry("pushdown", self.pushdown.to_string(), "What of a query may run at storage nodes: auto, on or off"),
             entry(
+                "broadcast_bytes",
+                self.broadcast_bytes.to_string(),
+                "Bytes of the build sides of joins up to which these run at storage nodes, where that saves bytes; 0: never",
+            ),
+            entry(
                 "fragment_cache",
                 self.fragment_cache.to_string(),
                 "Whether storage nodes keep what aggregates make of single segments for the next time",
             ),
             entry("plan_cache", self.plan_cache.to_string(), "Whether plans of queries are kept for the next time"),
+            entry(
+                "wire_encoding",
+                self.wire_encoding.to_string(),
+                "Whether storage nodes send columns in the bytes that they need, instead of in their own types",
+            ),
         ]
     }
 }
@@ -113,6 +140,18 @@ fn switch(key: &str, value: &str) -> Result<bool> {
         "false" | "off" => Ok(false),
         _ => config_err!("aubade.{key} is on or off, and not '{value}'"),
     }
+}
+
+fn bytes(key: &str, value: &str, max: usize) -> Result<usize> {
+    match value.parse() {
+        Ok(bytes) if bytes <= max => Ok(bytes),
+        _ => config_err!("aubade.{key} is a number of bytes from 0 to {max}, and not '{value}'"),
+    }
+}
+
+/// Bytes of build sides that are sent to storage nodes, by the settings of the session.
+pub(crate) fn broadcast_bytes(config: &ConfigOptions) -> usize {
+    config.extensions.get::<AubadeOptions>().map_or(BROADCAST_BYTES, |options| options.broadcast_bytes)
 }
 
 /// What of a plan may run at storage nodes, by the settings of its session.
@@ -130,6 +169,11 @@ pub fn plan_cache_enabled(config: &ConfigOptions) -> bool {
     config.extensions.get::<AubadeOptions>().is_none_or(|options| options.plan_cache)
 }
 
+/// Whether columns are sent in the bytes that they need, by the settings of the session.
+pub fn wire_encoding_enabled(config: &ConfigOptions) -> bool {
+    config.extensions.get::<AubadeOptions>().is_none_or(|options| options.wire_encoding)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,5 +187,9 @@ mod tests {
         assert_eq!(pushdown(&options), Pushdown::Off);
         let error = options.set("aubade.pushdown", "sideways").unwrap_err();
         assert!(error.to_string().contains("auto, on or off"), "{error}");
+        options.set("aubade.broadcast_bytes", "0").unwrap();
+        assert_eq!(broadcast_bytes(&options), 0);
+        let error = options.set("aubade.broadcast_bytes", "4 MiB").unwrap_err();
+        assert!(error.to_string().contains("a number of bytes from 0 to 3145728, and not '4 MiB'"), "{error}");
     }
 }

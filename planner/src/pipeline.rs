@@ -8,7 +8,10 @@ use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::physical_plan::ExecutionPlan;
 
-use crate::rewrite::{CollectJoinKeys, PushFragment, PushReduction, Pushable, ShareScans, YieldingJoins};
+use crate::rewrite::{
+    BroadcastJoins, CollectJoinKeys, ForgetBelowGroupingSets, PushFragment, PushHaving, PushReduction, Pushable,
+    ShareScans, SmallerBuildSides, YieldingJoins,
+};
 
 type Rules = Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>>;
 
@@ -28,11 +31,16 @@ impl Pipeline {
         let pushable = Arc::new(Pushable::new());
         let by_statistics = position(&rules, "aggregate_statistics").unwrap_or_default();
         rules.insert(by_statistics, Arc::new(PushFragment::new(Arc::clone(&pushable))));
+        let selected = position(&rules, "join_selection").map_or(rules.len(), |selection| selection + 1);
+        rules.insert(selected, Arc::new(SmallerBuildSides));
         let combining = position(&rules, "CombinePartialFinalAggregate").unwrap_or(rules.len());
         rules.insert(combining, Arc::new(PushReduction::new(Arc::clone(&pushable))));
+        rules.insert(combining + 1, Arc::new(PushHaving::new(Arc::clone(&pushable))));
+        rules.insert(combining + 2, Arc::new(ForgetBelowGroupingSets));
         let linking = rules.iter().rposition(|rule| rule.name().starts_with("FilterPushdown")).unwrap_or(rules.len());
         rules.push(Arc::new(ShareScans));
-        rules.push(Arc::new(CollectJoinKeys::new(pushable)));
+        rules.push(Arc::new(CollectJoinKeys::new(Arc::clone(&pushable))));
+        rules.push(Arc::new(BroadcastJoins::new(pushable)));
         rules.push(Arc::new(YieldingJoins));
         Self { rules, first: linking }
     }
@@ -44,10 +52,13 @@ impl Pipeline {
 /// scans when join orders are chosen, and no repartitioning separates the two yet. What later rules push down still
 /// arrives: `LimitPushdown` gives limits to the scan by `with_fetch`, `ProjectionPushdown` hands over columns.
 ///
-/// [`PushReduction`] comes once partial and final stages of aggregations are on their partitions, and before
-/// `CombinePartialFinalAggregate` makes one of them.
+/// [`SmallerBuildSides`] comes directly after `join_selection`, which it corrects.
 ///
-/// [`ShareScans`] and then [`CollectJoinKeys`] come after the last `FilterPushdown`, which links joins and scans.
+/// [`PushReduction`] comes once partial and final stages of aggregations are on their partitions, and before
+/// `CombinePartialFinalAggregate` makes one of them. [`PushHaving`] follows it, and then [`ForgetBelowGroupingSets`].
+///
+/// [`ShareScans`] and then [`CollectJoinKeys`] come after the last `FilterPushdown`, which links joins and scans, and
+/// [`BroadcastJoins`] after them.
 ///
 /// [`YieldingJoins`] comes last, since other rules look for joins directly below an operator.
 pub fn physical_optimizer_rules() -> Rules {
@@ -91,11 +102,13 @@ mod tests {
         let names: Vec<_> = rules.iter().map(|rule| rule.name()).collect();
         assert_eq!(names[..3], ["OutputRequirements", "PushFragment", "aggregate_statistics"]);
         let position = |wanted| names.iter().position(|name| *name == wanted).unwrap();
-        assert_eq!(position("PushReduction") + 1, position("CombinePartialFinalAggregate"));
-        assert_eq!(names[names.len() - 3..], ["ShareScans", "CollectJoinKeys", "YieldingJoins"]);
+        assert_eq!(position("join_selection") + 1, position("SmallerBuildSides"));
+        assert_eq!(position("PushReduction") + 1, position("PushHaving"));
+        assert_eq!(position("PushHaving") + 1, position("ForgetBelowGroupingSets"));
+        assert_eq!(position("ForgetBelowGroupingSets") + 1, position("CombinePartialFinalAggregate"));
+        assert_eq!(names[names.len() - 4..], ["ShareScans", "CollectJoinKeys", "BroadcastJoins", "YieldingJoins"]);
         let last: Vec<_> = last_rules().iter().map(|rule| rule.name()).collect();
-        let linking = ["FilterPushdown(Post)", "SanityCheckPlan", "ShareScans", "CollectJoinKeys", "YieldingJoins"];
-        assert_eq!(last, linking);
+        assert_eq!(last[..3], ["FilterPushdown(Post)", "SanityCheckPlan", "ShareScans"]);
         assert_eq!(first_rules().len() + last.len(), rules.len());
     }
 }

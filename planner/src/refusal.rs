@@ -37,9 +37,11 @@ reasons! {
     Metadata = "metadata", "a projection changes the metadata of its columns";
     NoWireForm = "no_wire_form", "an expression or its type does not survive the wire";
     OrderedAggregate = "ordered_aggregate", "an aggregate needs its rows in an order";
+    ResultIsNotState = "result_is_not_state", "a filter of groups is on a result that is not the state of its aggregate";
     RunTime = "run_time", "a filter is known only while the query runs";
     SessionSettings = "session_settings", "a function has settings of the session";
     Sort = "sort", "a sort of all rows runs on the coordinator";
+    SpreadGroups = "spread_groups", "groups that a filter is on may have rows in several segments";
     Subquery = "subquery", "an expression needs the result of a subquery";
     TimeZone = "time_zone", "a function may depend on the time zone of the session";
     UnknownFunction = "unknown_function", "a function is not known to storage nodes";

@@ -1,16 +1,26 @@
-//! Physical optimiser rules and what they are made of, one per file.
+//! Optimiser rules and what they are made of, one per file.
 
+pub mod aggregate_before_join;
+pub mod broadcast_joins;
 pub mod collect_join_keys;
 pub mod compose;
+pub mod grouping_sets;
 pub mod push_fragment;
+pub mod push_having;
 pub mod push_reduction;
 pub mod pushable;
 pub mod share_scans;
+pub mod smaller_build_sides;
 pub mod yielding_joins;
 
+pub use aggregate_before_join::AggregateBeforeJoin;
+pub use broadcast_joins::BroadcastJoins;
 pub use collect_join_keys::CollectJoinKeys;
+pub use grouping_sets::ForgetBelowGroupingSets;
 pub use push_fragment::PushFragment;
+pub use push_having::PushHaving;
 pub use push_reduction::PushReduction;
 pub use pushable::Pushable;
 pub use share_scans::ShareScans;
+pub use smaller_build_sides::SmallerBuildSides;
 pub use yielding_joins::YieldingJoins;

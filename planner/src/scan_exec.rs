@@ -11,16 +11,15 @@ use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use aubade_catalog::Snapshot;
 use aubade_catalog::snapshot::Table;
-use aubade_proto::{Error, Fragment, ProjectionColumn};
+use aubade_proto::{Error, Fragment, ProjectionColumn, Reduction};
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::stats::Precision;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{Statistics, internal_datafusion_err};
 use datafusion::error::Result;
 use datafusion::execution::{RecordBatchStream, SendableRecordBatchStream, TaskContext};
-use datafusion::physical_expr::PhysicalExpr;
-use datafusion::physical_expr::conjunction;
 use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr, conjunction};
 use datafusion::physical_plan::aggregates::AggregateExec;
 use datafusion::physical_plan::coop::make_cooperative;
 use datafusion::physical_plan::empty::EmptyExec;
@@ -44,7 +43,7 @@ use crate::explain;
 use crate::join_keys::JoinKeys;
 use crate::options::{Pushdown, pushdown};
 use crate::prune::{prune_segments, share_segments};
-use crate::refusal::NotPushed;
+use crate::refusal::{NotPushed, Reason};
 use crate::rewrite::Pushable;
 use crate::rewrite::compose::{compose, substitute, substitute_outputs};
 use crate::rewrite::push_reduction::before_reduction;
@@ -270,6 +269,29 @@ impl StorageScanExec {
             scan.not_pushed.push(note);
         }
         scan
+    }
+
+    /// The same scan without its notes of one kind.
+    #[must_use]
+    pub(crate) fn without_notes(&self, reason: Reason) -> Self {
+        let mut scan = self.clone();
+        scan.not_pushed.retain(|note| note.refusal.reason != reason);
+        scan
+    }
+
+    /// The scan for one run, whose rows are joined and aggregated at storage nodes. It counts into the same counters.
+    ///
+    /// # Errors
+    /// When the reduction is over other columns.
+    pub(crate) fn with_joins(&self, reduction: Reduction) -> Result<Self> {
+        let fragment = self.fragment.with_reduction(reduction)?;
+        let (schema, before) = (Arc::clone(fragment.output_schema()), &self.properties);
+        let equivalence = EquivalenceProperties::new(Arc::clone(&schema));
+        let properties =
+            PlanProperties::new(equivalence, before.partitioning.clone(), before.emission_type, before.boundedness)
+                .with_scheduling_type(SchedulingType::Cooperative);
+        let statistics = Arc::new(Statistics::new_unknown(&schema));
+        Ok(Self { fragment: Arc::new(fragment), statistics, properties: Arc::new(properties), ..self.clone() })
     }
 
     /// The scan with `filters` (over the columns that the fragment reads) added to its filter. `selectivity` is a guess

@@ -14,6 +14,7 @@ use crate::catalog::{CATALOG, SnapshotCatalog};
 use crate::embedded::PlannerOptions;
 use crate::options::AubadeOptions;
 use crate::pipeline::physical_optimizer_rules;
+use crate::rewrite::AggregateBeforeJoin;
 
 /// The settings that sessions start with; `SET` changes them.
 pub fn session_config(options: &PlannerOptions) -> SessionConfig {
@@ -49,6 +50,7 @@ pub fn session_state(config: SessionConfig, runtime: Arc<RuntimeEnv>) -> Session
         .with_runtime_env(runtime)
         .with_catalog_list(Arc::new(EmptyCatalogProviderList))
         .with_default_features()
+        .with_optimizer_rule(Arc::new(AggregateBeforeJoin))
         .with_physical_optimizer_rules(physical_optimizer_rules())
         .build()
 }

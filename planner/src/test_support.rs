@@ -17,8 +17,12 @@ use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::datasource::sink::DataSink;
 use datafusion::error::DataFusionError;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
+use datafusion::physical_plan::filter::FilterExec;
 use datafusion::physical_plan::metrics::MetricsSet;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::union::UnionExec;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType};
 use datafusion::prelude::SessionContext;
 use futures::TryStreamExt;
@@ -143,12 +147,16 @@ impl TableAccess for MemoryAccess {
         let schema = Arc::clone(fragment.output_schema());
         self.tasks.lock().push(task);
         if let Some(reduction) = fragment.reduction() {
-            let rows = MemorySourceConfig::try_new_exec(
-                &[batches.into_iter().collect::<Result<Vec<_>, DataFusionError>>()?],
-                reduction.input_schema(),
-                None,
-            )?;
-            return Ok(reduction.over(rows)?.execute(0, context)?);
+            let reduced = batches.into_iter().map(|batch| {
+                let rows = MemorySourceConfig::try_new_exec(&[vec![batch?]], reduction.input_schema(), None)?;
+                let reduced = reduction.over(rows)?;
+                Ok(match reduction.having() {
+                    Some(having) => Arc::new(FilterExec::try_new(Arc::clone(having), reduced)?),
+                    None => reduced,
+                })
+            });
+            let all = UnionExec::try_new(reduced.collect::<Result<Vec<_>, DataFusionError>>()?)?;
+            return Ok(CoalescePartitionsExec::new(all).execute(0, context)?);
         }
         Ok(Box::pin(RecordBatchStreamAdapter::new(schema, futures::stream::iter(batches))))
     }

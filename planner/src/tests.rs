@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use arrow::array::{ArrayRef, Int64Array};
 use arrow::record_batch::RecordBatch;
 use arrow::util::pretty::pretty_format_batches;
 use aubade_proto::{Error, ErrorCode};
@@ -228,6 +229,84 @@ async fn aggregates_and_first_rows_are_pushed() {
     }
 }
 
+/// Three segments of a key that ascends over them, with a value in common to each two, and nulls in the last one.
+fn visits() -> MemoryTable {
+    let segment = |first: i64| {
+        let keys = (0..55).map(|row| (row < 50 || first < 20).then_some(first + row / 5));
+        let amounts = (0..55).map(|row| (row * 7 + first) % 11);
+        RecordBatch::try_from_iter_with_nullable([
+            ("k", Arc::new(keys.collect::<Int64Array>()) as ArrayRef, true),
+            ("amount", Arc::new(amounts.collect::<Int64Array>()), false),
+        ])
+        .unwrap()
+    };
+    MemoryTable::new("visits", [0, 10, 20].into_iter().map(segment).collect())
+}
+
+#[tokio::test]
+async fn groups_that_are_whole_in_a_segment_are_left_out_there() {
+    let table = visits();
+    let context = SessionContext::new_with_config(SessionConfig::new().with_target_partitions(2));
+    let partitions = table.segments.iter().map(|batch| vec![batch.clone()]).collect();
+    let memory = MemTable::try_new(Arc::clone(&table.schema), partitions).unwrap();
+    context.register_table("visits", Arc::new(memory)).unwrap();
+    let options = PlannerOptions { target_partitions: Some(2), batch_rows: None };
+    let tables = [table];
+    let planner = Planner::with_access(snapshot(&tables, &[]), MemoryAccess::new(&tables) as _, &options);
+    for (sql, shown) in [
+        (
+            "select k, sum(amount) from visits group by k having sum(amount) > 25",
+            "having=sum(visits.amount)[sum] > 25 OR k = 10 OR k = 20 OR k IS NULL",
+        ),
+        ("select k from visits group by k having count(*) > 5", "having=count(Int64(1))[count] > 5 OR "),
+        (
+            "select k, amount % 2, max(amount) from visits group by 1, 2 having max(amount) < min(amount) + 4",
+            "having=max(visits.amount)[value] < min(visits.amount)[value] + 4 OR k = 10",
+        ),
+        (
+            "select s from (select k, sum(amount) + 1 as s from visits group by k) where s > 26 and k < 15",
+            "having=sum(visits.amount)[sum] + 1 > 26",
+        ),
+        (
+            "select k from visits group by k having avg(amount) > 4",
+            "filter of groups: the result of an aggregate function is not its state",
+        ),
+        (
+            "select k from visits group by k having avg(amount) > 4 and sum(amount) > 20",
+            "having=sum(visits.amount)[sum] > 20 OR ",
+        ),
+        (
+            "select amount from visits group by amount having count(*) > 14",
+            "filter of groups: groups may have rows in several segments",
+        ),
+        (
+            "select k from visits group by k having sum(amount) > 20 or random() > 2",
+            "filter of groups: random gives another value each time",
+        ),
+        (
+            "select k, count(*) from visits where k < 20 group by rollup (k) having count(*) > 60",
+            "aggregate=AggregateExec",
+        ),
+        (
+            "select k from visits where k <> 10 group by k having 100 / (sum(amount) - 20) > 3 or sum(amount) = 20",
+            "having=",
+        ),
+    ] {
+        let query = planner.plan(sql).await.unwrap();
+        assert!(query.explain().contains(shown), "{sql}: {shown} is missing in\n{}", query.explain());
+        match run(&query).await {
+            Ok(batches) => {
+                let expected = context.sql(sql).await.unwrap().collect().await.unwrap();
+                assert_eq!(rows(&batches, sql), rows(&expected, sql), "{sql}");
+            }
+            // In plain DataFusion as well.
+            Err(error) => assert!(context.sql(sql).await.unwrap().collect().await.is_err(), "{sql}: {error}"),
+        }
+    }
+    let empty = planner.plan("select k, sum(amount) from visits where k > 1 group by k having k > 28").await.unwrap();
+    assert!(!empty.explain().contains("having="), "a filter on keys is one on rows: {}", empty.explain());
+}
+
 #[tokio::test]
 async fn scans_hear_of_the_keys_of_joins() {
     let sql = "select name, total from customer join orders on customer.id = buyer where name = 'customer 3'";
@@ -251,6 +330,133 @@ async fn scans_hear_of_the_keys_of_joins() {
         "with recursive r(n) as (select 1 union all select o.id + 20 from r join orders o on o.id = r.n) select n from r",
     ] {
         check(sql).await;
+    }
+}
+
+/// The plan and the result of a query over orders and customers, with some settings.
+async fn with_settings(sql: &str, settings: &[(&str, &str)]) -> (String, Vec<String>) {
+    let tables = tables();
+    let mut config = crate::session_config(&PlannerOptions { target_partitions: Some(2), batch_rows: Some(16) });
+    for (name, value) in settings {
+        config.options_mut().set(name, value).unwrap();
+    }
+    let template = crate::session_state(config, Arc::default());
+    let state = crate::bind_snapshot(&template, snapshot(&tables, &[]), MemoryAccess::new(&tables));
+    let plan = state.create_logical_plan(sql).await.unwrap();
+    let plan = state.create_physical_plan(&plan).await.unwrap();
+    let batches = datafusion::physical_plan::collect(Arc::clone(&plan), state.task_ctx()).await.unwrap();
+    (datafusion::physical_plan::displayable(plan.as_ref()).indent(true).to_string(), rows(&batches, sql))
+}
+
+#[tokio::test]
+async fn joins_with_small_tables_run_where_the_large_one_is() {
+    for (sql, joins) in [
+        ("select name, sum(total), count(*) from customer join orders on customer.id = buyer group by name", 1),
+        (
+            "select sum(total) from customer join orders on customer.id = buyer where name <> 'customer 3' and \"Region\" = 'north'",
+            1,
+        ),
+        (
+            "select c.\"Region\", d.name, avg(total) from customer c join orders on c.id = buyer join customer d on d.id = orders.id % 10 where c.name < d.name group by 1, 2",
+            2,
+        ),
+        (
+            "select status, max(total) from orders where buyer in (select id from customer where name like '%2%') group by status",
+            1,
+        ),
+        (
+            "select status, count(*) from orders where not exists (select 1 from customer where customer.id = buyer and name > 'customer 4') group by status",
+            1,
+        ),
+        ("select count(*) from customer join orders on customer.id = buyer where name = 'nobody'", 1),
+        (
+            "select name, count(*) filter (where total > 50) from customer join orders on customer.id = buyer and length(comment) > orders.id group by name having count(*) > 1",
+            1,
+        ),
+        (
+            "select \"Region\", status, sum(total) from customer join orders on customer.id = buyer group by rollup (\"Region\", status)",
+            1,
+        ),
+    ] {
+        let expected = reference().sql(sql).await.unwrap().collect().await.unwrap();
+        let expected = rows(&expected, sql);
+        let (plan, got) = with_settings(sql, &[("aubade.pushdown", "on")]).await;
+        assert_eq!(got, expected, "{sql}\n{plan}");
+        assert!(plan.contains(&format!("BroadcastExec: joins={joins}")), "{sql}\n{plan}");
+        let (plan, got) = with_settings(sql, &[("aubade.pushdown", "on"), ("aubade.broadcast_bytes", "40")]).await;
+        assert_eq!(got, expected, "build sides are larger: {sql}\n{plan}");
+        let (plan, got) = with_settings(sql, &[("aubade.pushdown", "on"), ("aubade.broadcast_bytes", "0")]).await;
+        assert_eq!(got, expected, "{sql}\n{plan}");
+        assert!(!plan.contains("BroadcastExec"), "{sql}\n{plan}");
+        let (plan, got) = with_settings(sql, &[]).await;
+        assert_eq!(got, expected, "{sql}\n{plan}");
+        assert!(!plan.contains("BroadcastExec"), "so few rows are not worth it: {sql}\n{plan}");
+    }
+    for sql in [
+        "select name, count(total) from customer full join orders on customer.id = buyer group by name",
+        "select name, count(*) from customer join orders on customer.id = buyer and customer.id + orders.id > random() group by name",
+        "select name, count(*) from customer join (select buyer from orders limit 90) o on customer.id = buyer group by name",
+    ] {
+        let (plan, _) = with_settings(sql, &[("aubade.pushdown", "on")]).await;
+        assert!(!plan.contains("BroadcastExec"), "{sql}\n{plan}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_filter_makes_constant_is_not_so_in_grouping_sets() {
+    for setting in ["auto", "on", "off"] {
+        for (sql, order) in [
+            (
+                "select buyer, status, count(*) from orders where status = 'open' group by rollup (buyer, status) order by 3 desc, 2 nulls last, 1",
+                "status@1 ASC NULLS LAST",
+            ),
+            (
+                "select id, buyer, count(*) from orders where id = buyer group by rollup (id, buyer) order by 1, 2",
+                "buyer@1 ASC NULLS LAST",
+            ),
+        ] {
+            let (plan, got) = with_settings(sql, &[("aubade.pushdown", setting)]).await;
+            let sorts: Vec<_> = plan.lines().filter(|line| line.contains("SortExec")).collect();
+            assert!(!sorts.is_empty() && sorts.iter().all(|sort| sort.contains(order)), "{setting}: {sql}\n{plan}");
+            let expected = reference().sql(sql).await.unwrap().collect().await.unwrap();
+            let mut expected = rows(&expected, sql);
+            let mut sorted = got.clone();
+            expected.sort();
+            sorted.sort();
+            assert_eq!(sorted, expected, "{setting}: {sql}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_inner_side_of_an_outer_join_is_aggregated_first() {
+    let repeated = [
+        "select name, count(total), sum(total), min(day), max(comment) from customer left join orders on customer.id = buyer group by name",
+        "select c, count(*) from (select customer.id, count(orders.id) as c from customer left join orders on customer.id = buyer and day > date '1994-09-01' group by customer.id) t group by c",
+        "select count(total) from customer left join orders on customer.id = buyer",
+        "select \"Region\", count(o.id) + 1 from orders o right join customer c on c.id = o.buyer where name <> 'customer 2' group by \"Region\"",
+        "select name, sum(n.a), count(n.a) from customer left join (select buyer as a, buyer from orders) n on n.buyer = customer.id group by name",
+    ];
+    for sql in repeated {
+        check(sql).await;
+    }
+    for sql in &repeated[..4] {
+        let plan = explain(sql).await;
+        let aggregates = plan.matches("aggregate=AggregateExec").count();
+        assert_eq!(aggregates, 1, "nodes send states: {sql}\n{plan}");
+    }
+    for sql in [
+        "select name, count(*), count(total) from customer left join orders on customer.id = buyer group by name",
+        "select random() < 2, count(total) from customer left join orders on customer.id = buyer group by 1",
+        "select name, count(distinct total) from customer left join orders on customer.id = buyer group by name",
+        "select name, sum(coalesce(total, 1)) from customer left join orders on customer.id = buyer group by name",
+        "select name, status, count(total) from customer left join orders on customer.id = buyer group by name, status",
+        "select name, count(total) filter (where day > date '1994-10-01') from customer left join orders on customer.id = buyer group by name",
+        "select o.status, count(name) from orders o left join customer on customer.id = buyer group by o.status",
+    ] {
+        check(sql).await;
+        let plan = explain(sql).await;
+        assert_eq!(plan.matches("aggregate=AggregateExec").count(), 0, "{sql}\n{plan}");
     }
 }
 

@@ -19,9 +19,9 @@ pub use error::{Error, Result, ResultExt, panic_text};
 pub use fragment::{Fragment, ProjectionColumn};
 pub use id::{ClusterId, Epoch, NodeId, RelationId, RequestId, SegmentId, TransactionId, Version};
 pub use membership::{KeySet, Membership};
-pub use reduction::{Reduction, ReductionKind};
+pub use reduction::{Reduction, ReductionKind, join_is_local};
 pub use scan::{CallHeader, ScanEvent, ScanRequest, ScanStatistics, SegmentScan};
 pub use segment::{NodeInfo, PutReceipt, ScrubProgress, SegmentDescription};
 
 /// The version of the storage protocol that this build speaks.
-pub const STORAGE_PROTOCOL: u32 = 3;
+pub const STORAGE_PROTOCOL: u32 = 4;

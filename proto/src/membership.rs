@@ -23,6 +23,8 @@ pub const KEY_SET_BYTES_MAX: usize = 8 << 20;
 /// A bitmap is preferred to a Bloom filter as long as it takes no more than this many bits per key:
 /// it is exact, and a look-up is one load.
 const BITMAP_BITS_PER_KEY_MAX: u64 = 64;
+/// Up to this size of a bitmap it is twice as many bits: it stays in the cache, and asking it takes a fifth of the time.
+const BITMAP_BYTES_CACHED: u64 = 1 << 20;
 /// A bitmap of this size is always worth it.
 const BITMAP_BYTES_SMALL: u64 = 64 << 10;
 /// False positives of a Bloom filter.
@@ -132,7 +134,8 @@ impl KeySet {
         let last = keys.iter().filter_map(arrow::compute::max).max()?;
         let bits = last.checked_sub(first)?.checked_add(1).and_then(|bits| u64::try_from(bits).ok())?;
         let bytes = bits.div_ceil(8);
-        let dense = bits / BITMAP_BITS_PER_KEY_MAX <= count as u64 && bytes <= KEY_SET_BYTES_MAX as u64;
+        let bits_per_key = BITMAP_BITS_PER_KEY_MAX * if bytes <= BITMAP_BYTES_CACHED { 2 } else { 1 };
+        let dense = bits / bits_per_key <= count as u64 && bytes <= KEY_SET_BYTES_MAX as u64;
         if !dense && bytes > BITMAP_BYTES_SMALL {
             return None;
         }

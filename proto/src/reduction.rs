@@ -1,12 +1,19 @@
-//! What becomes of a fragment's rows before they are sent: a partial aggregate, or the first rows of
-//! an order.
+//! What becomes of a fragment's rows before they are sent: a partial aggregate, of the rows themselves or of what joins
+//! with small tables make of them, or the first rows of an order.
 
 use std::sync::Arc;
 
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, Schema, SchemaRef};
+use arrow::record_batch::RecordBatch;
+use datafusion::common::JoinType;
+use datafusion::datasource::memory::MemorySourceConfig;
+use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_plan::empty::EmptyExec;
 use datafusion::physical_plan::execution_plan::replace_children_if_necessary;
+use datafusion::physical_plan::filter::FilterExec;
+use datafusion::physical_plan::joins::{HashJoinExec, PartitionMode};
+use datafusion::physical_plan::projection::ProjectionExec;
 use datafusion::physical_plan::sorts::sort::SortExec;
 use datafusion::physical_plan::{ExecutionPlan, displayable};
 
@@ -22,13 +29,17 @@ pub enum ReductionKind {
     TopK,
 }
 
-/// One of DataFusion's operators, over a placeholder for the rows of a segment. Reduced rows of
-/// several segments can be merged into rows of the same schema.
+/// DataFusion's operators over a placeholder for the rows of a segment. Reduced rows of several segments can be merged
+/// into rows of the same schema.
 #[derive(Clone, Debug)]
 pub struct Reduction {
     kind: ReductionKind,
-    /// Its only child is an [`EmptyExec`].
+    /// Its only child is an [`EmptyExec`], or operators of [`placeholder`] over one.
     plan: Arc<dyn ExecutionPlan>,
+    /// The build sides of the joins, the lowest first.
+    builds: Arc<[RecordBatch]>,
+    /// Over [`Reduction::schema`].
+    having: Option<Arc<dyn PhysicalExpr>>,
 }
 
 impl Reduction {
@@ -59,7 +70,8 @@ impl Reduction {
         Self::try_from_plan(Arc::new(plan))
     }
 
-    /// The reduction that a plan over an [`EmptyExec`] stands for.
+    /// The reduction that a plan over an [`EmptyExec`] stands for. Below an aggregate there may be projections, filters
+    /// and hash joins, whose build sides are [`EmptyExec`]s as well and come by [`Reduction::with_builds`].
     ///
     /// # Errors
     /// [`ErrorCode::NotSupported`] for any other operator.
@@ -70,15 +82,70 @@ impl Reduction {
         } else {
             plan.downcast_ref::<SortExec>().and_then(SortExec::fetch).map(|_| ReductionKind::TopK)
         };
-        let children = plan.children();
-        let over_placeholder = children.len() == 1 && children.iter().all(|child| child.is::<EmptyExec>());
+        let input = plan.children().into_iter().next();
+        let over_placeholder = input.is_some_and(|input| match kind {
+            Some(ReductionKind::Aggregate) => placeholder(input).is_some(),
+            _ => input.is::<EmptyExec>(),
+        });
         match kind {
-            Some(kind) if over_placeholder => Ok(Self { kind, plan }),
+            Some(kind) if over_placeholder => Ok(Self { kind, plan, builds: Arc::from([]), having: None }),
             _ => {
                 let text = format!("{} is no reduction that storage nodes know", plan.name());
                 Err(Error::new(ErrorCode::NotSupported, text))
             }
         }
+    }
+
+    /// The same with the build sides of its joins, the lowest first.
+    ///
+    /// # Errors
+    /// [`ErrorCode::InvalidMessage`] when they do not fit the joins.
+    pub fn with_builds(&self, builds: Vec<RecordBatch>) -> Result<Self> {
+        let types = |schema: &Schema| schema.fields().iter().map(|field| field.data_type().clone()).collect::<Vec<_>>();
+        let wanted: Vec<_> = self.build_schemas().iter().map(|schema| types(schema)).collect();
+        let found: Vec<_> = builds.iter().map(|build| types(build.schema_ref())).collect();
+        if wanted != found {
+            let text = format!("joins with build sides of {wanted:?} came with {found:?}");
+            return Err(Error::new(ErrorCode::InvalidMessage, text));
+        }
+        Ok(Self { builds: builds.into(), ..self.clone() })
+    }
+
+    /// The build sides of its joins, the lowest first.
+    pub fn builds(&self) -> &[RecordBatch] {
+        &self.builds
+    }
+
+    /// What the build sides of its joins yield, the lowest first.
+    pub fn build_schemas(&self) -> Vec<SchemaRef> {
+        let mut schemas = Vec::new();
+        let mut node = &self.plan;
+        while let Some(input) = spine(node) {
+            schemas.extend(node.downcast_ref::<HashJoinExec>().map(|join| join.left().schema()));
+            node = input;
+        }
+        schemas.reverse();
+        schemas
+    }
+
+    /// The same partial aggregate, of whose groups those may be left out for which `having` (over
+    /// [`Reduction::schema`]) is not true of the states over a whole segment. States that do not stand for all rows of
+    /// their group in the segment are never left out.
+    ///
+    /// # Errors
+    /// [`ErrorCode::InvalidMessage`] when it is no predicate over the states, or this is no aggregate.
+    pub fn with_having(&self, having: Arc<dyn PhysicalExpr>) -> Result<Self> {
+        let data_type = having.data_type(&self.schema()).map_err(Error::from)?;
+        if self.kind != ReductionKind::Aggregate || data_type != DataType::Boolean {
+            let text = format!("{having} does not tell which groups of {} are left out", self.describe());
+            return Err(Error::new(ErrorCode::InvalidMessage, text));
+        }
+        Ok(Self { having: Some(having), ..self.clone() })
+    }
+
+    /// What groups have to be like to be sent; see [`Reduction::with_having`].
+    pub fn having(&self) -> Option<&Arc<dyn PhysicalExpr>> {
+        self.having.as_ref()
     }
 
     /// Which kind it is.
@@ -93,7 +160,7 @@ impl Reduction {
 
     /// What it reads.
     pub fn input_schema(&self) -> SchemaRef {
-        self.plan.children().first().map_or_else(|| self.plan.schema(), |input| input.schema())
+        spine(&self.plan).and_then(placeholder).unwrap_or(&self.plan).schema()
     }
 
     /// What it yields.
@@ -105,9 +172,9 @@ impl Reduction {
     /// of its own: two runs share nothing.
     ///
     /// # Errors
-    /// When `input` has another schema.
+    /// When `input` has another schema, or build sides are missing.
     pub fn over(&self, input: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
-        Ok(replace_children_if_necessary(Arc::clone(&self.plan), vec![input])?.reset_state()?)
+        over(&self.plan, input, &mut self.builds.iter())
     }
 
     /// An operator that merges reduced rows: both its input and its output have
@@ -129,9 +196,58 @@ impl Reduction {
         Ok(Arc::new(merge))
     }
 
-    /// One line for people.
+    /// One line for people, the joins not included.
     pub fn describe(&self) -> String {
         let text = displayable(self.plan.as_ref()).one_line().to_string();
         text.trim_end().to_owned()
     }
+}
+
+/// The input of an operator through which the rows of a segment go: the probe side of a join.
+fn spine(node: &Arc<dyn ExecutionPlan>) -> Option<&Arc<dyn ExecutionPlan>> {
+    match node.downcast_ref::<HashJoinExec>() {
+        Some(join) => Some(join.right()),
+        None => node.children().into_iter().next(),
+    }
+}
+
+/// The placeholder for the rows of a segment at the bottom of a plan, if all above it are operators that a partial
+/// aggregate may have below it: they keep no rows, and may run over each segment alone.
+fn placeholder(plan: &Arc<dyn ExecutionPlan>) -> Option<&Arc<dyn ExecutionPlan>> {
+    let mut node = plan;
+    while !node.is::<EmptyExec>() {
+        let join = node.downcast_ref::<HashJoinExec>();
+        let reads_all = join.is_some_and(|join| !join_is_local(join) || !join.left().is::<EmptyExec>());
+        let known =
+            join.is_some() || node.is::<ProjectionExec>() || (node.is::<FilterExec>() && node.fetch().is_none());
+        if reads_all || !known {
+            return None;
+        }
+        node = spine(node)?;
+    }
+    Some(node)
+}
+
+/// Whether what a join makes of a row of its probe side depends on its build side alone.
+pub fn join_is_local(join: &HashJoinExec) -> bool {
+    let by_row =
+        matches!(join.join_type(), JoinType::Inner | JoinType::Right | JoinType::RightSemi | JoinType::RightAnti);
+    by_row && !join.null_aware && join.fetch().is_none() && *join.partition_mode() == PartitionMode::CollectLeft
+}
+
+fn over<'a>(
+    node: &Arc<dyn ExecutionPlan>,
+    input: Arc<dyn ExecutionPlan>,
+    builds: &mut impl Iterator<Item = &'a RecordBatch>,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    let Some(below) = spine(node) else { return Ok(input) };
+    let mut children = vec![over(below, input, builds)?];
+    if let Some(join) = node.downcast_ref::<HashJoinExec>() {
+        let build = builds.next().ok_or_else(|| Error::internal("a join of a fragment has no build side"))?;
+        let build = RecordBatch::try_new(join.left().schema(), build.columns().to_vec())?;
+        let rows = if build.num_rows() > 0 { vec![build] } else { Vec::new() };
+        let build = MemorySourceConfig::try_new_exec(&[rows], join.left().schema(), None)?;
+        children.insert(0, build);
+    }
+    Ok(replace_children_if_necessary(Arc::clone(node), children)?.reset_state()?)
 }

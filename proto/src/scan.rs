@@ -49,6 +49,8 @@ pub struct ScanRequest {
     pub may_push_back: bool,
     /// Whether the node may keep what the fragment makes of a segment, and answer with what it kept.
     pub may_keep_results: bool,
+    /// Whether columns are sent in their own types even where fewer bytes would do.
+    pub plain_columns: bool,
 }
 
 /// What a scan yields. Between segments the order is open; within one it is that of the file.

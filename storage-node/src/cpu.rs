@@ -1,6 +1,9 @@
 //! The threads that decode and filter, apart from those that serve the network.
 
+mod turns;
+
 use std::any::Any;
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,13 +11,19 @@ use std::time::Duration;
 
 use aubade_environment::Clock;
 use aubade_proto::{Error, ErrorCode, Result, ResultExt, panic_text};
+use parking_lot::Mutex;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::oneshot;
+pub(crate) use turns::CpuUse;
+use turns::Turns;
 
-/// A pool of CPU threads. Work is short (one batch or row group), so that scans take turns.
-#[derive(Debug)]
+/// A piece of work that waits for a thread.
+type Work = Box<dyn FnOnce() + Send>;
+
+/// A pool of CPU threads. Work is short (some batches or a row group), so that scans take turns: see [`turns`].
 pub(crate) struct CpuPool {
     pool: rayon::ThreadPool,
+    waiting: Arc<Mutex<Turns<Work>>>,
     clock: Arc<dyn Clock>,
     load: Arc<Load>,
 }
@@ -47,7 +56,7 @@ impl CpuPool {
             .thread_name(|index| format!("aubade-scan-{index}"))
             .build()
             .context(ErrorCode::Internal, || "the threads for scans could not be started".to_owned())?;
-        Ok(Self { pool, clock, load: Arc::default() })
+        Ok(Self { pool, waiting: Arc::default(), clock, load: Arc::default() })
     }
 
     /// Time that its threads have worked, summed over them, microseconds.
@@ -55,42 +64,65 @@ impl CpuPool {
         self.load.busy_micros.load(Ordering::Relaxed)
     }
 
-    /// How long a piece of work that comes now waits for a thread, about.
-    pub(crate) fn expected_wait(&self) -> Duration {
-        let waiting = self.load.waiting.load(Ordering::Relaxed);
+    /// How long the pieces of work of a request that comes now wait for a thread, about: a short one overtakes those of
+    /// requests that have used CPU already.
+    pub(crate) fn expected_wait(&self, is_short: bool) -> Duration {
+        let waiting = match is_short {
+            true => self.waiting.lock().before_a_new_one(),
+            false => self.load.waiting.load(Ordering::Relaxed),
+        };
         let micros = waiting.saturating_mul(self.load.usual_micros.load(Ordering::Relaxed));
         Duration::from_micros(micros / self.pool.current_num_threads().max(1) as u64)
     }
 
-    /// Runs `work` on the pool. A panic in it becomes an internal error. On a single-threaded
+    /// Runs `work` of a request on the pool, and adds the time that it takes to `used`. A panic in it becomes an internal error. On a single-threaded
     /// runtime (a simulation) the work runs in place, as in `run_blocking`.
-    pub(crate) async fn run<T, F>(&self, work: F) -> Result<T>
+    pub(crate) async fn run<T, F>(&self, used: &Arc<CpuUse>, work: F) -> Result<T>
     where
         T: Send + 'static,
         F: FnOnce() -> T + Send + 'static,
     {
         let (clock, load) = (Arc::clone(&self.clock), Arc::clone(&self.load));
+        let uses = Arc::clone(used);
         let guarded = move || {
             let started = clock.now();
             let result = catch_unwind(AssertUnwindSafe(work)).map_err(|panic| panicked(panic.as_ref()));
             let micros = clock.now().saturating_sub(started).as_micros();
-            load.worked(u64::try_from(micros).unwrap_or(u64::MAX));
+            let micros = u64::try_from(micros).unwrap_or(u64::MAX);
+            load.worked(micros);
+            uses.add(micros);
             result
         };
         if Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread {
-            return guarded();
+            // Operators inside must not be told by the runtime to give way: nobody would wake them.
+            return tokio::task::unconstrained(async { guarded() }).await;
         }
         let (tx, rx) = oneshot::channel();
         let load = Arc::clone(&self.load);
         load.waiting.fetch_add(1, Ordering::Relaxed);
-        self.pool.spawn(move || {
+        let work = Box::new(move || {
             load.waiting.fetch_sub(1, Ordering::Relaxed);
             // Nobody waits any more when the scan was dropped.
             if !tx.is_closed() {
                 let _ = tx.send(guarded());
             }
         });
+        self.waiting.lock().push(used, work);
+        let waiting = Arc::clone(&self.waiting);
+        // As many turns as there is work: whose each of them is, is seen when it comes.
+        self.pool.spawn(move || {
+            let work = waiting.lock().take();
+            if let Some(work) = work {
+                work();
+            }
+        });
         rx.await.unwrap_or_else(|_| Err(Error::internal("a scan step was lost")))
+    }
+}
+
+impl fmt::Debug for CpuPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CpuPool").field("threads", &self.pool.current_num_threads()).field("load", &self.load).finish()
     }
 }
 
@@ -109,8 +141,47 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_panic_becomes_an_error() {
         let pool = CpuPool::new(1, Arc::new(SystemClock::default())).unwrap();
-        let error = pool.run(|| panic!("broken")).await.map(|(): ()| ()).unwrap_err();
+        let used = Arc::default();
+        let error = pool.run(&used, || panic!("broken")).await.map(|(): ()| ()).unwrap_err();
         assert!(error.message().contains("broken"));
-        assert_eq!(pool.run(|| 7).await.unwrap(), 7);
+        assert_eq!(pool.run(&used, || 7).await.unwrap(), 7);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_short_request_overtakes_a_long_one() {
+        let pool = Arc::new(CpuPool::new(1, Arc::new(SystemClock::default())).unwrap());
+        let (long, short) = (Arc::new(CpuUse::default()), Arc::new(CpuUse::default()));
+        long.add(1_000_000);
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let (started, has_started) = oneshot::channel();
+        let order: Arc<Mutex<Vec<&str>>> = Arc::default();
+        // The only thread is held until all the others wait for it.
+        let held = pool.run(&long, move || {
+            let _ = started.send(());
+            released.recv()
+        });
+        let noted = |name: &'static str| {
+            let order = Arc::clone(&order);
+            move || order.lock().push(name)
+        };
+        let others = async {
+            has_started.await.unwrap();
+            let waiting = futures::future::join3(
+                pool.run(&long, noted("long")),
+                pool.run(&long, noted("long")),
+                pool.run(&short, noted("short")),
+            );
+            let freed = async {
+                while pool.load.waiting.load(Ordering::Relaxed) < 3 {
+                    tokio::task::yield_now().await;
+                }
+                release.send(()).unwrap();
+            };
+            let ((first, second, third), ()) = futures::future::join(waiting, freed).await;
+            first.and(second).and(third).unwrap();
+        };
+        let (held, ()) = futures::future::join(held, others).await;
+        held.unwrap().unwrap();
+        assert_eq!(*order.lock(), ["short", "long", "long"]);
     }
 }

@@ -40,6 +40,11 @@ pub(crate) const REDUCTION_BATCH_ROWS: usize = 8_192;
 /// for some hundred thousand groups, beyond which a segment is hardly made smaller. Not an option,
 /// since a retry at another node has to get the same rows in the same order.
 pub(crate) const REDUCTION_BYTES_MAX: usize = 16 << 20;
+/// The same of a reduction that leaves out groups once it has seen all rows of them, which pays for a whole segment of
+/// groups: afterwards all are sent.
+pub(crate) const HAVING_BYTES_MAX: usize = 64 << 20;
+/// Bytes of a group and its states, about, with its place in a hash table: of which a segment has as many as rows at most.
+pub(crate) const STATE_BYTES: u64 = 128;
 /// Rows after which a partial aggregate is asked whether it is worth its while: a tenth of a segment.
 pub(crate) const SKIP_AGGREGATION_ROWS: usize = 100_000;
 /// Groups per row above which it is not: then rows pass as states of one row each.
@@ -56,6 +61,8 @@ pub(crate) const SHARED_BOUND_ROWS_MAX: usize = 1_024;
 pub(crate) const MERGED_BYTES_MAX: usize = 8 << 20;
 /// Weight that a footer has in the cache at least, for the open file that goes with it.
 pub(crate) const FOOTER_BYTES_MIN: usize = 64 * 1024;
+/// Bytes of all segments of a scan up to which it counts as short: some pieces of work for a thread.
+pub(crate) const SHORT_SCAN_BYTES: u64 = 4 << 20;
 /// How long a caller is told to wait when nothing is known of the load.
 pub(crate) const RETRY_AFTER_MIN: Duration = Duration::from_millis(20);
 /// How long a caller is told to wait at most.

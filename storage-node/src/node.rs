@@ -14,7 +14,7 @@ use aubade_environment::clock::timeout;
 use aubade_environment::{Deadline, Environment, FileLock, TaskGroup};
 use aubade_proto::{
     CallHeader, ClusterId, Epoch, Error, ErrorCode, NodeId, NodeInfo, PutReceipt, Result, ScanEvent, ScanRequest,
-    SegmentDescription, SegmentId,
+    SegmentDescription, SegmentId, SegmentScan,
 };
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt};
@@ -26,7 +26,7 @@ use crate::blocking::blocking;
 use crate::cpu::CpuPool;
 use crate::limits::{
     CHUNK_BYTES, DELETE_IDS_MAX, LIST_PAGE_DEFAULT, LIST_PAGE_MAX, RETRY_AFTER_MAX, RETRY_AFTER_MIN, SCAN_SEGMENTS_MAX,
-    SOURCES_MAX,
+    SHORT_SCAN_BYTES, SOURCES_MAX,
 };
 use crate::options::StorageNodeOptions;
 use crate::scan::{self, Footer, FooterCache, ResultCache, ScanBounds, ScanContext, ScanResources, SegmentSource};
@@ -270,7 +270,7 @@ impl StorageNode {
         let deadline = Deadline::after(inner.env.clock.as_ref(), request.header.timeout);
         check_scan(&request)?;
         if request.may_push_back {
-            self.check_cpu()?;
+            self.check_cpu(&request)?;
         }
         let permit = Arc::clone(&inner.scans).try_acquire_owned().map_err(|_| self.busy())?;
         let resources = ScanResources {
@@ -282,19 +282,28 @@ impl StorageNode {
             results: request.may_keep_results.then(|| inner.results.clone()),
         };
         let context = Arc::new(ScanContext::new(resources, &request.fragment, request.batch_rows)?);
-        let bounds = ScanBounds {
-            deadline,
-            stopping: inner.stopping.clone(),
-            segments_at_a_time: inner.options.cpu_threads.max(1).saturating_mul(2),
-        };
+        let bounds =
+            ScanBounds { deadline, stopping: inner.stopping.clone(), segments_at_a_time: self.segments_at_a_time() };
         tracing::debug!(request = %request.header.request_id, segments = request.segments.len(), "scan");
         let guard = ScanGuard::new(inner.env.clone(), guard, permit);
         Ok(scan::start(context, request.segments, bounds, &inner.tasks, guard))
     }
 
+    /// Segments that a scan which starts now works on at a time: two for each thread where it runs alone, and one where
+    /// others run beside it.
+    fn segments_at_a_time(&self) -> usize {
+        let options = &self.inner.options;
+        let running = options.max_concurrent_scans.saturating_sub(self.inner.scans.available_permits());
+        options.cpu_threads.max(1).saturating_mul(if running > 1 { 1 } else { 2 })
+    }
+
     /// Refuses a scan that somebody else can run, if it would have to wait for longer than the node's budget.
-    fn check_cpu(&self) -> Result<()> {
-        let (wait, budget) = (self.inner.cpu.expected_wait(), self.inner.options.pushback_wait);
+    fn check_cpu(&self, request: &ScanRequest) -> Result<()> {
+        let store = &self.inner.segments.store;
+        let bytes_of = |scan: &SegmentScan| store.description(scan.segment_id).map_or(0, |held| held.bytes);
+        let bytes = request.segments.iter().map(bytes_of).fold(0, u64::saturating_add);
+        let is_short = bytes <= SHORT_SCAN_BYTES;
+        let (wait, budget) = (self.inner.cpu.expected_wait(is_short), self.inner.options.pushback_wait);
         if wait < budget {
             return Ok(());
         }

@@ -201,7 +201,7 @@ impl SegmentDriver {
         let segment_index = self.segment_index;
         loop {
             let mut scanner = self.scanner;
-            let step = self.context.cpu.run(move || {
+            let step = self.context.cpu.run(&self.context.cpu_use, move || {
                 let step = scanner.step();
                 (scanner, step)
             });

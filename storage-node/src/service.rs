@@ -55,7 +55,7 @@ impl Service for StorageService {
 
     async fn scan(&self, request: Request<wire::ScanRequest>) -> Reply<Self::ScanStream> {
         let request = decode_scan_request(request.get_ref(), &self.functions)?;
-        let encoder = ScanEncoder::new(request.fragment.output_schema())?;
+        let encoder = ScanEncoder::new(request.fragment.output_schema())?.plain(request.plain_columns);
         let events = self.node.scan(request).await?;
         Ok(Response::new(encode_events(encoder, events)))
     }

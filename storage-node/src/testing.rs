@@ -141,6 +141,7 @@ pub(crate) fn scan_request(fragment: Arc<Fragment>, segments: &[(u128, u64)]) ->
         batch_rows: 0,
         may_push_back: false,
         may_keep_results: false,
+        plain_columns: false,
     }
 }
 
@@ -212,7 +213,7 @@ pub(crate) async fn scan(node: &StorageNode, request: ScanRequest) -> Result<Sca
 /// An SQL query over the columns of [`rows`] as table `t`, planned by DataFusion, with the part of
 /// its plan that a storage node can reduce as a fragment.
 pub(crate) struct Query {
-    plan: Arc<dyn ExecutionPlan>,
+    pub(crate) plan: Arc<dyn ExecutionPlan>,
     pub(crate) fragment: Arc<Fragment>,
 }
 

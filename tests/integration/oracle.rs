@@ -145,10 +145,12 @@ impl<'a> Oracle<'a> {
 }
 
 fn is_plan_error(error: &DataFusionError) -> bool {
-    matches!(
-        error.find_root(),
-        DataFusionError::Plan(_) | DataFusionError::NotImplemented(_) | DataFusionError::Internal(_)
-    )
+    match error.find_root() {
+        DataFusionError::Plan(_) | DataFusionError::NotImplemented(_) | DataFusionError::Internal(_) => true,
+        // Types that the planner should have made the same.
+        DataFusionError::ArrowError(error, _) => error.to_string().contains("Invalid comparison operation"),
+        _ => false,
+    }
 }
 
 fn upside_down(table: &Table) -> RecordBatch {

@@ -7,7 +7,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, UInt32Array};
+use arrow::array::{Array, ArrayRef, UInt32Array};
+use arrow::compute::kernels::cmp::lt_eq;
 use arrow::compute::take;
 use arrow::datatypes::{DataType, SchemaRef};
 use arrow::record_batch::RecordBatch;
@@ -28,6 +29,7 @@ use rayon::prelude::*;
 
 use crate::limits::{
     PAGE_ROWS_MAX, ROW_GROUP_MEMORY_BYTES_MAX, ROW_GROUP_ROWS_MAX, SEGMENT_BYTES_MAX, SEGMENT_ROWS_MAX,
+    SEGMENTS_OF_ONE_SIZE,
 };
 
 /// False positives of Bloom filters: one in a hundred costs one needless row group in a hundred.
@@ -57,6 +59,8 @@ pub(crate) struct SegmentBuilder {
     pending_rows: usize,
     pending_bytes: usize,
     open: Option<OpenSegment>,
+    /// Segments that were given.
+    closed: usize,
 }
 
 struct OpenSegment {
@@ -73,7 +77,7 @@ struct OpenSegment {
 
 impl SegmentBuilder {
     pub(crate) fn new(schema: SchemaRef, pool: Arc<ThreadPool>) -> Self {
-        Self { schema, pool, pending: Vec::new(), pending_rows: 0, pending_bytes: 0, open: None }
+        Self { schema, pool, pending: Vec::new(), pending_rows: 0, pending_bytes: 0, open: None, closed: 0 }
     }
 
     /// Whether adding `batch` completes a row group, and so takes a while.
@@ -127,6 +131,13 @@ impl SegmentBuilder {
         Ok(built)
     }
 
+    /// Rows of the segment that is open.
+    fn segment_rows_max(&self) -> usize {
+        let doublings = u32::try_from(self.closed / SEGMENTS_OF_ONE_SIZE).unwrap_or(u32::MAX);
+        let factor = 2_usize.checked_pow(doublings).unwrap_or(usize::MAX);
+        ROW_GROUP_ROWS_MAX.saturating_mul(factor).min(SEGMENT_ROWS_MAX)
+    }
+
     /// Takes the rows of one row group off the front of what is pending.
     fn take_row_group(&mut self, rows_max: usize) -> Vec<RecordBatch> {
         let mut taken = Vec::new();
@@ -153,14 +164,15 @@ impl SegmentBuilder {
 
     fn encode_row_group(&mut self) -> Result<Option<BuiltSegment>> {
         let open = self.open.take();
-        let rows = open.as_ref().map_or(0, |open| open.rows);
-        let batches = self.take_row_group(ROW_GROUP_ROWS_MAX.min(SEGMENT_ROWS_MAX - rows));
+        let (rows, rows_max) = (open.as_ref().map_or(0, |open| open.rows), self.segment_rows_max());
+        let batches = self.take_row_group(ROW_GROUP_ROWS_MAX.min(rows_max.saturating_sub(rows)));
         let mut open = match open {
             Some(open) => open,
             None => OpenSegment::new(&self.schema, &batches)?,
         };
         open.write_row_group(&self.schema, &self.pool, &batches)?;
-        if open.rows >= SEGMENT_ROWS_MAX || open.writer.bytes_written() >= SEGMENT_BYTES_MAX {
+        if open.rows >= rows_max || open.writer.bytes_written() >= SEGMENT_BYTES_MAX {
+            self.closed += 1;
             return open.close().map(Some);
         }
         self.open = Some(open);
@@ -261,8 +273,9 @@ fn properties(schema: &SchemaRef, first: &[RecordBatch]) -> Result<WriterPropert
         .set_bloom_filter_fpp(BLOOM_FALSE_POSITIVES);
     for (index, field) in schema.fields().iter().enumerate() {
         let path = ColumnPath::new(vec![field.name().clone()]);
-        let variety = Variety::of(first, index)?;
-        if can_profit_from_bloom_filter(field.data_type()) && variety != Variety::Few {
+        let sample = sample(first, index)?;
+        let variety = Variety::of(&sample);
+        if can_profit_from_bloom_filter(field.data_type()) && variety != Variety::Few && !ascends(&sample) {
             properties = properties
                 .set_column_bloom_filter_enabled(path.clone(), true)
                 .set_column_bloom_filter_max_ndv(path.clone(), ROW_GROUP_ROWS_MAX as u64);
@@ -286,31 +299,56 @@ enum Variety {
 }
 
 impl Variety {
-    /// Of a column, by rows that are taken from all over `batches`.
-    fn of(batches: &[RecordBatch], column: usize) -> Result<Self> {
-        let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
-        let step = (rows / SAMPLE_ROWS).max(1);
-        let (mut seen, mut sampled, mut skip) = (HashSet::new(), 0, 0);
-        for batch in batches {
-            let indices: UInt32Array =
-                (skip..batch.num_rows()).step_by(step).filter_map(|row| u32::try_from(row).ok()).collect();
-            skip = (skip + indices.len() * step).saturating_sub(batch.num_rows());
-            let values = take(batch.column(column), &indices, None)?;
+    fn of(sample: &[ArrayRef]) -> Self {
+        let (mut seen, mut sampled) = (HashSet::new(), 0);
+        for values in sample {
             let mut hashes = vec![0; values.len()];
-            if create_hashes([&values], &RandomState::default(), &mut hashes).is_err() {
+            if create_hashes([values], &RandomState::default(), &mut hashes).is_err() {
                 // A type that cannot be hashed is left to the defaults.
-                return Ok(Self::Some);
+                return Self::Some;
             }
             sampled += hashes.len();
             seen.extend(hashes);
         }
-        Ok(match seen.len() {
+        match seen.len() {
             _ if sampled < SAMPLE_ROWS / 2 => Self::Some,
             few if few * FEW_IN_SAMPLE <= sampled => Self::Few,
             many if many * 20 >= sampled * 19 => Self::Unique,
             _ => Self::Some,
-        })
+        }
     }
+}
+
+/// Values of a column that are taken from all over `batches`, in their order.
+fn sample(batches: &[RecordBatch], column: usize) -> Result<Vec<ArrayRef>> {
+    let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
+    let step = (rows / SAMPLE_ROWS).max(1);
+    let mut skip = 0;
+    let values = batches.iter().map(|batch| {
+        let indices: UInt32Array =
+            (skip..batch.num_rows()).step_by(step).filter_map(|row| u32::try_from(row).ok()).collect();
+        skip = (skip + indices.len() * step).saturating_sub(batch.num_rows());
+        Ok(take(batch.column(column), &indices, None)?)
+    });
+    values.collect()
+}
+
+/// Whether numbers seem only to grow, by the first row group: then the page index tells where one can be, and a Bloom
+/// filter adds little.
+fn ascends(sample: &[ArrayRef]) -> bool {
+    let in_order = |left: &ArrayRef, right: &ArrayRef| {
+        lt_eq(left, right).is_ok_and(|order| order.null_count() == 0 && order.true_count() == order.len())
+    };
+    let parts: Vec<&ArrayRef> = sample.iter().filter(|values| !values.is_empty()).collect();
+    let within = parts.iter().all(|values| {
+        let pairs = values.len() - 1;
+        values.data_type().is_numeric() && in_order(&values.slice(0, pairs), &values.slice(1, pairs))
+    });
+    within
+        && parts.windows(2).all(|pair| match pair {
+            [left, right] => in_order(&left.slice(left.len() - 1, 1), &right.slice(0, 1)),
+            _ => true,
+        })
 }
 
 /// How a column without a dictionary is written: `None` leaves that to Parquet.
@@ -348,5 +386,39 @@ fn can_profit_from_bloom_filter(data_type: &DataType) -> bool {
 impl std::fmt::Debug for SegmentBuilder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SegmentBuilder").field("pending_rows", &self.pending_rows).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::Int64Array;
+
+    use super::*;
+
+    /// Rows of the segments that so many rows become.
+    fn segments(rows: usize) -> Vec<u64> {
+        let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap());
+        let batch = |rows: usize| {
+            let values: Int64Array = (0..rows as i64).collect();
+            RecordBatch::try_from_iter([("n", Arc::new(values) as ArrayRef)]).unwrap()
+        };
+        let mut builder = SegmentBuilder::new(batch(0).schema(), pool);
+        let mut built = builder.add(batch(rows)).unwrap();
+        built.extend(builder.finish().unwrap());
+        built.into_iter().map(|segment| segment.rows).collect()
+    }
+
+    #[test]
+    fn the_first_segments_of_a_statement_are_small_and_later_ones_grow() {
+        assert_eq!(segments(0), Vec::<u64>::new());
+        assert_eq!(segments(1), [1]);
+        let group = ROW_GROUP_ROWS_MAX as u64;
+        assert_eq!(segments(ROW_GROUP_ROWS_MAX), [group]);
+        assert_eq!(segments(3 * ROW_GROUP_ROWS_MAX / 2), [group, group / 2]);
+        let many = segments(40 * ROW_GROUP_ROWS_MAX + 5);
+        let sizes = [1, 1, 1, 1, 2, 2, 2, 2, 4, 4, 4, 4, 8];
+        assert_eq!(many[..13], sizes.map(|groups| groups * group));
+        assert_eq!(many[13..], [4 * group + 5]);
+        assert_eq!(SEGMENT_ROWS_MAX, 8 * ROW_GROUP_ROWS_MAX);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use arrow::array::{Array, UInt64Array};
 use aubade_proto::{Fragment, ProjectionColumn, Reduction};
 use datafusion::common::Statistics;
 use datafusion::common::config::ConfigOptions;
@@ -57,7 +58,7 @@ impl PushReduction {
             Err(refusal) => return noted(aggregate.input(), &found, "aggregate", refusal).map(Some),
         };
         let refused = match refuse_aggregate(&self.pushable, aggregate, config) {
-            None if pushdown(config) == Pushdown::Auto => self.costs_more(aggregate, &found)?,
+            None if pushdown(config) == Pushdown::Auto => costs_more(aggregate, &scan)?,
             refused => refused,
         };
         match self.reduced(&scan, refused, || Reduction::aggregate(aggregate)) {
@@ -97,20 +98,6 @@ impl PushReduction {
             scan = scan.with_projection(&outputs)?;
         }
         Ok(Ok(scan))
-    }
-
-    /// Why the aggregate would save nothing, if the statistics say so.
-    fn costs_more(&self, aggregate: &AggregateExec, found: &Found) -> Result<Option<Refusal>> {
-        let statistics = StatisticsContext::new().compute(aggregate.input().as_ref(), &StatisticsArgs::new())?;
-        let Some(rows) = statistics.num_rows.get_value().copied() else { return Ok(None) };
-        let Some(groups) = group_count(aggregate.group_expr(), &statistics) else { return Ok(None) };
-        let segments = found.scan.kept_segments().len().max(1);
-        // Each segment has its own groups, as many as it has rows at most.
-        let per_segment = rows as f64 / segments as f64;
-        if rows > 0 && groups.min(per_segment) > GROUPS_PER_ROW_MAX * per_segment {
-            return Ok(Some(Refusal::new(Reason::ManyGroups, "it has about as many groups as rows")));
-        }
-        Ok(None)
     }
 
     fn top(&self, sort: &SortExec, config: &ConfigOptions) -> Result<Option<Arc<dyn ExecutionPlan>>> {
@@ -170,7 +157,10 @@ fn spreading(node: &Arc<dyn ExecutionPlan>) -> Option<&RepartitionExec> {
 }
 
 /// `input` with the scan at its bottom replaced.
-fn replace_scan(input: &Arc<dyn ExecutionPlan>, scan: &Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
+pub(super) fn replace_scan(
+    input: &Arc<dyn ExecutionPlan>,
+    scan: &Arc<dyn ExecutionPlan>,
+) -> Result<Arc<dyn ExecutionPlan>> {
     let replaced = Arc::clone(input).transform_up(|node| {
         Ok(if node.is::<StorageScanExec>() { Transformed::yes(Arc::clone(scan)) } else { Transformed::no(node) })
     });
@@ -192,7 +182,11 @@ fn after_limit() -> Refusal {
     Refusal::new(Reason::AfterLimit, "comes after a limit")
 }
 
-fn refuse_aggregate(pushable: &Pushable, aggregate: &AggregateExec, config: &ConfigOptions) -> Option<Refusal> {
+pub(super) fn refuse_aggregate(
+    pushable: &Pushable,
+    aggregate: &AggregateExec,
+    config: &ConfigOptions,
+) -> Option<Refusal> {
     let group = aggregate.group_expr();
     let expressions = group.expr().iter().chain(group.null_expr()).map(|(expression, _)| expression);
     let expressions = expressions.chain(aggregate.filter_expr().iter().flatten());
@@ -202,8 +196,45 @@ fn refuse_aggregate(pushable: &Pushable, aggregate: &AggregateExec, config: &Con
     aggregate.aggr_expr().iter().find_map(|function| pushable.refuse_aggregate(function, config))
 }
 
+/// Why the aggregate would save nothing, if the statistics say so.
+fn costs_more(aggregate: &AggregateExec, scan: &StorageScanExec) -> Result<Option<Refusal>> {
+    let statistics = StatisticsContext::new().compute(aggregate.input().as_ref(), &StatisticsArgs::new())?;
+    let Some(rows) = statistics.num_rows.get_value().copied() else { return Ok(None) };
+    let Some(groups) = group_count(aggregate.group_expr(), &statistics) else { return Ok(None) };
+    let states = states_of_segments(aggregate.group_expr(), scan, rows as f64, groups);
+    if rows > 0 && states > GROUPS_PER_ROW_MAX * rows as f64 {
+        return Ok(Some(Refusal::new(Reason::ManyGroups, "it has about as many groups as rows")));
+    }
+    Ok(None)
+}
+
+/// About how many states the segments of a scan have together, of so many rows and groups in all: each has its own, as
+/// many as it has rows at most, and as many as it has different values of the grouping columns.
+fn states_of_segments(group: &PhysicalGroupBy, scan: &StorageScanExec, rows: f64, groups: f64) -> f64 {
+    let fragment = scan.fragment();
+    let statistics = &scan.table().statistics;
+    let columns = group.expr().iter().map(|(key, _)| {
+        let read = &fragment.projection().get(key.downcast_ref::<Column>()?.index())?.expression;
+        let field = fragment.scan_schema().fields().get(read.downcast_ref::<Column>()?.index())?;
+        statistics.columns().get(scan.table().schema.index_of(field.name()).ok()?)
+    });
+    let columns = columns.collect::<Option<Vec<_>>>();
+    let count = |counts: &UInt64Array, segment: usize| {
+        (segment < counts.len() && counts.is_valid(segment)).then(|| counts.value(segment) as f64)
+    };
+    let in_segment = |segment: usize| count(statistics.row_counts(), segment).unwrap_or(0.0);
+    let all: f64 = scan.kept_segments().iter().map(|segment| in_segment(*segment)).sum();
+    let states = scan.kept_segments().iter().map(|segment| {
+        let different = columns.as_ref().and_then(|columns| {
+            columns.iter().try_fold(1.0, |product, column| Some(product * count(&column.distinct, *segment)?))
+        });
+        groups.min(different.unwrap_or(groups)).min(rows * in_segment(*segment) / all.max(1.0))
+    });
+    states.sum()
+}
+
 /// About how many groups there are, where the statistics know each grouping column.
-fn group_count(group: &PhysicalGroupBy, input: &Statistics) -> Option<f64> {
+pub(super) fn group_count(group: &PhysicalGroupBy, input: &Statistics) -> Option<f64> {
     let counts = group.expr().iter().map(|(expression, _)| {
         let column = expression.downcast_ref::<Column>()?;
         let statistics = input.column_statistics.get(column.index())?;
@@ -254,6 +285,9 @@ pub(crate) fn before_reduction(
     filter: &Arc<dyn PhysicalExpr>,
 ) -> Result<Option<Arc<dyn PhysicalExpr>>> {
     let Some(reduction) = fragment.reduction() else { return Ok(Some(Arc::clone(filter))) };
+    if !reduction.build_schemas().is_empty() {
+        return Ok(None);
+    }
     let Some(aggregate) = reduction.plan().downcast_ref::<AggregateExec>() else {
         // The first rows of an order have the columns of all rows. Only the sort that they are for
         // stands above the scan, and what its bound rules out is not among its first rows.

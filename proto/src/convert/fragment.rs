@@ -2,8 +2,13 @@
 
 use std::sync::Arc;
 
+use arrow::buffer::Buffer;
+use arrow::compute::concat_batches;
 use arrow::datatypes::{Schema, SchemaRef};
-use arrow::ipc::writer::IpcWriteOptions;
+use arrow::error::ArrowError;
+use arrow::ipc::reader::StreamDecoder;
+use arrow::ipc::writer::{IpcWriteOptions, StreamWriter};
+use arrow::record_batch::RecordBatch;
 use arrow_flight::{IpcMessage, SchemaAsIpc};
 use bytes::Bytes;
 use datafusion::common::tree_node::TreeNodeRecursion;
@@ -17,7 +22,7 @@ use datafusion_proto::protobuf::physical_plan_node::PhysicalPlanType;
 use datafusion_proto::protobuf::{PhysicalExprNode, PhysicalPlanNode};
 use prost::Message;
 
-use super::required;
+use super::{guarded, required};
 use crate::code::ErrorCode;
 use crate::error::{Error, Result, ResultExt};
 use crate::fragment::{Fragment, ProjectionColumn};
@@ -139,13 +144,13 @@ fn encode_reduction(reduction: &Reduction) -> Result<Bytes> {
 fn decode_reduction(bytes: &[u8], functions: &TaskContext) -> Result<Reduction> {
     let node = PhysicalPlanNode::decode(bytes)
         .context(ErrorCode::InvalidMessage, || "field fragment.reduction is no plan".to_owned())?;
-    // Looked at before it is turned into an operator: other nodes of a plan can name files.
-    let input = match &node.physical_plan_type {
-        Some(PhysicalPlanType::Aggregate(aggregate)) => aggregate.input.as_ref(),
-        Some(PhysicalPlanType::Sort(sort)) => sort.input.as_ref(),
-        _ => None,
+    // Looked at before it is turned into operators: other nodes of a plan can name files.
+    let known = match &node.physical_plan_type {
+        Some(PhysicalPlanType::Aggregate(aggregate)) => is_joined_placeholder(aggregate.input.as_deref()),
+        Some(PhysicalPlanType::Sort(sort)) => is_placeholder(sort.input.as_deref()),
+        _ => false,
     };
-    if !input.is_some_and(|input| matches!(input.physical_plan_type, Some(PhysicalPlanType::Empty(_)))) {
+    if !known {
         let text = "field fragment.reduction is neither a partial aggregate nor a sort with a fetch over its rows";
         return Err(Error::new(ErrorCode::NotSupported, text));
     }
@@ -154,6 +159,51 @@ fn decode_reduction(bytes: &[u8], functions: &TaskContext) -> Result<Reduction> 
             .source(error)
     })?;
     Reduction::try_from_plan(plan)
+}
+
+fn is_placeholder(node: Option<&PhysicalPlanNode>) -> bool {
+    node.is_some_and(|node| matches!(node.physical_plan_type, Some(PhysicalPlanType::Empty(_))))
+}
+
+/// Whether a plan is a placeholder, with nothing above it but projections, filters, and joins with other placeholders.
+fn is_joined_placeholder(mut node: Option<&PhysicalPlanNode>) -> bool {
+    while !is_placeholder(node) {
+        node = match node.and_then(|node| node.physical_plan_type.as_ref()) {
+            Some(PhysicalPlanType::Projection(projection)) => projection.input.as_deref(),
+            Some(PhysicalPlanType::Filter(filter)) => filter.input.as_deref(),
+            Some(PhysicalPlanType::HashJoin(join)) if is_placeholder(join.left.as_deref()) => join.right.as_deref(),
+            _ => return false,
+        };
+    }
+    true
+}
+
+/// A batch as an Arrow IPC stream.
+fn encode_build(build: &RecordBatch) -> Result<Bytes> {
+    let mut writer = StreamWriter::try_new(Vec::new(), build.schema_ref())?;
+    writer.write(build)?;
+    Ok(writer.into_inner()?.into())
+}
+
+fn decode_build(bytes: &Bytes) -> Result<RecordBatch> {
+    let invalid = || "field fragment.builds has no Arrow IPC stream".to_owned();
+    let decode = || {
+        // It makes no buffer of a length that the stream only promises.
+        let mut decoder = StreamDecoder::new();
+        let mut rest = Buffer::from(bytes.clone());
+        let mut batches = Vec::new();
+        while let Some(batch) = decoder.decode(&mut rest)? {
+            batches.push(batch);
+        }
+        decoder.finish()?;
+        let schema = decoder.schema().ok_or_else(|| ArrowError::IpcError("there is no schema".to_owned()))?;
+        let rows = batches.iter().map(RecordBatch::num_rows).fold(0, usize::saturating_add);
+        if rows > bytes.len().saturating_mul(8) {
+            return Err(ArrowError::IpcError(format!("{rows} rows in {} bytes", bytes.len())));
+        }
+        concat_batches(&schema, &batches)
+    };
+    guarded(decode, invalid)?.context(ErrorCode::InvalidMessage, invalid)
 }
 
 /// The wire form of a fragment.
@@ -172,6 +222,8 @@ pub fn encode_fragment(fragment: &Fragment) -> Result<wire::Fragment> {
             None => filter.push(encode_expression(conjunct)?),
         }
     }
+    let having = fragment.reduction().and_then(Reduction::having);
+    let builds = fragment.reduction().map(Reduction::builds).unwrap_or_default();
     Ok(wire::Fragment {
         scan_schema: encode_schema(fragment.scan_schema())?,
         filter,
@@ -179,6 +231,8 @@ pub fn encode_fragment(fragment: &Fragment) -> Result<wire::Fragment> {
         limit: fragment.limit(),
         memberships,
         reduction: fragment.reduction().map(encode_reduction).transpose()?.unwrap_or_default(),
+        having: having.map(encode_expression).transpose()?.unwrap_or_default(),
+        builds: builds.iter().map(encode_build).collect::<Result<_>>()?,
     })
 }
 
@@ -202,7 +256,14 @@ pub fn decode_fragment(message: &wire::Fragment, functions: &TaskContext) -> Res
     if message.reduction.is_empty() {
         return Ok(fragment);
     }
-    fragment.with_reduction(decode_reduction(&message.reduction, functions)?)
+    let mut reduction = decode_reduction(&message.reduction, functions)?;
+    reduction = reduction.with_builds(message.builds.iter().map(decode_build).collect::<Result<_>>()?)?;
+    if !message.having.is_empty() {
+        let schema = reduction.schema();
+        reduction =
+            reduction.with_having(decode_expression(&message.having, &schema, functions, "fragment.having")?)?;
+    }
+    fragment.with_reduction(reduction)
 }
 
 #[cfg(test)]
@@ -299,6 +360,47 @@ mod tests {
         let bare = PhysicalPlanNode::try_from_physical_plan(bare, &DefaultPhysicalExtensionCodec {}).unwrap();
         message.reduction = bare.encode_to_vec().into();
         assert_eq!(decode_fragment(&message, &context).unwrap_err().code(), ErrorCode::NotSupported);
+    }
+
+    #[test]
+    fn what_groups_must_be_like_comes_back() {
+        let plain = aggregate();
+        let reduction = plain.reduction().unwrap();
+        let schema = reduction.schema();
+        let having = binary(col("n[count]", &schema).unwrap(), Operator::Gt, lit(7_i64), &schema).unwrap();
+        let sent = plain.with_reduction(reduction.with_having(having).unwrap()).unwrap();
+        let mut message = encode_fragment(&sent).unwrap();
+        let context = SessionContext::new().task_ctx();
+        let received = decode_fragment(&message, &context).unwrap();
+        assert_eq!(received.reduction().unwrap().having().unwrap().to_string(), "n[count]@1 > 7");
+        message.having = encode_expression(&col("n[count]", &schema).unwrap()).unwrap();
+        let error = decode_fragment(&message, &context).unwrap_err();
+        assert_eq!(error.code(), ErrorCode::InvalidMessage);
+        assert!(error.message().contains("n[count]@1 does not tell which groups"), "{error}");
+    }
+
+    #[test]
+    fn build_sides_come_back_and_streams_that_promise_more_than_they_have_are_refused() {
+        let names: ArrayRef = Arc::new(StringViewArray::from(vec!["one", "a name that is not inlined"]));
+        let build =
+            RecordBatch::try_from_iter([("id", Arc::new(Int64Array::from(vec![1, 2])) as ArrayRef), ("name", names)]);
+        let build = build.unwrap();
+        let sent = encode_build(&build).unwrap();
+        assert_eq!(decode_build(&sent).unwrap(), build);
+        for place in 0..sent.len() {
+            for value in [0, 0x7f, 0xff] {
+                let mut changed = sent.to_vec();
+                changed[place] = value;
+                // Some changes do no harm; none may panic, or take memory that was not sent.
+                if let Err(error) = decode_build(&changed.into()) {
+                    assert_eq!(error.code(), ErrorCode::InvalidMessage, "{error}");
+                }
+            }
+            assert!(decode_build(&sent.slice(..place)).is_err() || place > sent.len() - 9, "cut after {place} bytes");
+        }
+        let nulls = RecordBatch::try_from_iter([("n", Arc::new(arrow::array::NullArray::new(1 << 40)) as ArrayRef)]);
+        let error = decode_build(&encode_build(&nulls.unwrap()).unwrap()).unwrap_err();
+        assert_eq!(error.code(), ErrorCode::InvalidMessage);
     }
 
     #[test]

@@ -1,22 +1,23 @@
 //! Scan replies: Arrow IPC for batches, one message per batch of at most about a mebibyte.
 //!
 //! Strings travel in their dense form (`Utf8` for `Utf8View` and for dictionaries): views would
-//! carry whole pages of which a selective filter kept a few rows. The receiver casts them back.
+//! carry whole pages of which a selective filter kept a few rows. The receiver casts them back. What of
+//! a column can be sent in fewer bytes is ([`super::narrow`], [`super::repeated`]).
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::buffer::Buffer;
-use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::ipc::reader::RecordBatchDecoder;
 use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
 use arrow_flight::{FlightData, SchemaAsIpc};
 use prost::Message;
 
-use super::required;
+use super::columns::{Encodings, arriving_schema, decode_columns, encode_columns};
 use super::scan::{decode_statistics, encode_statistics};
+use super::{guarded, required};
 use crate::code::ErrorCode;
 use crate::error::{Error, Result, ResultExt};
 use crate::scan::{ScanEvent, ScanStatistics};
@@ -26,9 +27,6 @@ use crate::wire::storage::scan_reply::Event;
 /// Bytes of one encoded batch that the encoder aims at: well below every message limit, large
 /// enough that the costs of a message vanish.
 const BATCH_BYTES_TARGET: usize = 1 << 20;
-
-const CAST: CastOptions<'static> =
-    CastOptions { safe: false, format_options: arrow::util::display::FormatOptions::new() };
 
 /// The type in which a column travels.
 fn wire_type(data_type: &DataType) -> DataType {
@@ -68,20 +66,6 @@ fn wire_schema(schema: &Schema) -> Result<SchemaRef> {
     Ok(Arc::new(Schema::new(fields.collect::<Result<Vec<_>>>()?)))
 }
 
-/// `batch` with the types of `schema`.
-fn cast_batch(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
-    let columns = batch.columns().iter().zip(schema.fields()).map(|(column, field)| {
-        if column.data_type() == field.data_type() {
-            Ok(Arc::clone(column))
-        } else {
-            cast_with_options(column, field.data_type(), &CAST)
-        }
-    });
-    let columns = columns.collect::<Result<Vec<ArrayRef>, _>>()?;
-    let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
-    Ok(RecordBatch::try_new_with_options(Arc::clone(schema), columns, &options)?)
-}
-
 /// About how many bytes a column takes once it is encoded.
 fn encoded_bytes(column: &ArrayRef) -> usize {
     let values: usize = match column.data_type() {
@@ -97,6 +81,7 @@ fn encoded_bytes(column: &ArrayRef) -> usize {
 /// Turns the events of one scan into messages; the schema goes before the first batch.
 pub struct ScanEncoder {
     schema: SchemaRef,
+    plain: bool,
     schema_sent: bool,
     generator: IpcDataGenerator,
     dictionaries: DictionaryTracker,
@@ -118,12 +103,19 @@ impl ScanEncoder {
     pub fn new(schema: &SchemaRef) -> Result<Self> {
         Ok(Self {
             schema: wire_schema(schema)?,
+            plain: false,
             schema_sent: false,
             generator: IpcDataGenerator::default(),
             dictionaries: DictionaryTracker::new(false),
             options: IpcWriteOptions::default(),
             context: IpcWriteContext::default(),
         })
+    }
+
+    /// The same, whose columns travel in their own types.
+    #[must_use]
+    pub fn plain(self, plain: bool) -> Self {
+        Self { plain, ..self }
     }
 
     /// The messages for one event, in order.
@@ -165,7 +157,7 @@ impl ScanEncoder {
         if !self.schema_sent {
             self.schema_sent = true;
             let data = FlightData::from(SchemaAsIpc::new(&self.schema, &self.options));
-            replies.push(wire::ScanReply { data: Some(data), event: None });
+            replies.push(wire::ScanReply { data: Some(data), event: None, ..wire::ScanReply::default() });
         }
         let rows = batch.num_rows();
         let bytes: usize = batch.columns().iter().map(encoded_bytes).fold(0, usize::saturating_add);
@@ -174,17 +166,19 @@ impl ScanEncoder {
         let mut offset = 0;
         while offset < rows {
             let length = rows_per_piece.min(rows - offset);
-            let piece = cast_batch(&batch.slice(offset, length), &self.schema)?;
+            let (piece, encodings) = encode_columns(&batch.slice(offset, length), &self.schema, self.plain)?;
             let encoded = self.generator.encode(&piece, &mut self.dictionaries, &self.options, &mut self.context)?.1;
             offset += length;
-            replies.push(wire::ScanReply { data: Some(encoded.into()), event: Some(event(rows - offset)) });
+            let Encodings { narrowed, repeated } = encodings;
+            let event = Some(event(rows - offset));
+            replies.push(wire::ScanReply { data: Some(encoded.into()), event, narrowed, repeated });
         }
         Ok(replies)
     }
 }
 
 fn reply(event: Event) -> wire::ScanReply {
-    wire::ScanReply { data: None, event: Some(event) }
+    wire::ScanReply { event: Some(event), ..wire::ScanReply::default() }
 }
 
 fn segment_done(index: usize, statistics: &ScanStatistics) -> Result<wire::SegmentDone> {
@@ -229,15 +223,16 @@ impl ScanDecoder {
     /// [`ErrorCode::InvalidMessage`] for a message that cannot be read or has another schema.
     pub fn decode(&mut self, reply: wire::ScanReply) -> Result<Option<ScanEvent>> {
         let wire_bytes = reply.encoded_len() as u64;
+        let encodings = Encodings { narrowed: reply.narrowed, repeated: reply.repeated };
         match (reply.data, reply.event) {
             (Some(data), None) => self.check_schema(&data).map(|()| None),
             (Some(data), Some(Event::Batch(event))) => {
                 let segment_index = index_from_wire(event.segment_index)?;
-                let batch = self.decode_batch(data)?;
+                let batch = self.decode_batch(data, &encodings)?;
                 Ok(Some(ScanEvent::Batch { segment_index, batch, rows_through: event.rows_through, wire_bytes }))
             }
             (Some(data), Some(Event::Merged(_))) => {
-                let batch = self.decode_batch(data)?;
+                let batch = self.decode_batch(data, &encodings)?;
                 Ok(Some(ScanEvent::Merged { batch, wire_bytes }))
             }
             (None, Some(Event::MergedDone(event))) => {
@@ -269,7 +264,7 @@ impl ScanDecoder {
         Ok(())
     }
 
-    fn decode_batch(&self, data: FlightData) -> Result<RecordBatch> {
+    fn decode_batch(&self, data: FlightData, encodings: &Encodings) -> Result<RecordBatch> {
         let invalid = |text: &str| Error::new(ErrorCode::InvalidMessage, text);
         if !self.schema_seen {
             return Err(invalid("a batch arrived before the schema"));
@@ -277,22 +272,36 @@ impl ScanDecoder {
         let message = arrow::ipc::root_as_message(&data.data_header)
             .map_err(|error| invalid("a scan reply is no Arrow IPC message").source(error.to_string()))?;
         let header = message.header_as_record_batch().ok_or_else(|| invalid("a scan reply has no record batch"))?;
+        if !encodings.is_empty() {
+            // What is encoded can have more rows than it has bytes: no more than fit into a batch that is not.
+            let rows_fit = usize::try_from(header.length()).is_ok_and(|rows| rows <= BATCH_BYTES_TARGET);
+            if !rows_fit || encodings.len() > self.wire.fields().len() {
+                return Err(invalid("a scan reply encodes more rows or columns than a batch has"));
+            }
+        }
         let body = Buffer::from(data.data_body);
         let version = message.version();
-        let batch = RecordBatchDecoder::try_new(&body, header, Arc::clone(&self.wire), &self.no_dictionaries, &version)
-            .and_then(RecordBatchDecoder::read_record_batch)
-            .context(ErrorCode::InvalidMessage, || "a record batch in a scan reply cannot be read".to_owned())?;
-        cast_batch(&batch, &self.expected)
+        let schema = arriving_schema(&self.wire, &self.expected, encodings)?;
+        let unreadable = || "a record batch in a scan reply cannot be read".to_owned();
+        let read = || {
+            RecordBatchDecoder::try_new(&body, header, schema, &self.no_dictionaries, &version)
+                .and_then(RecordBatchDecoder::read_record_batch)
+        };
+        let batch = guarded(read, unreadable)?.context(ErrorCode::InvalidMessage, unreadable)?;
+        decode_columns(batch, &self.wire, &self.expected, encodings)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use arrow::array::{BinaryViewArray, DictionaryArray, Int64Array, StringArray, StringViewArray};
+    use arrow::array::{
+        BinaryViewArray, DictionaryArray, Int32Array, Int64Array, RecordBatchOptions, StringArray, StringViewArray,
+    };
     use arrow::compute::concat_batches;
     use arrow::datatypes::Int32Type;
 
     use super::*;
+    use crate::wire::storage::NarrowColumn;
 
     fn batch(rows: usize) -> RecordBatch {
         let texts: Vec<String> = (0..rows).map(|row| format!("text number {row} that is not inline")).collect();
@@ -365,6 +374,44 @@ mod tests {
         let replies = encoder.encode(&ScanEvent::Merged { batch: sent.clone(), wire_bytes: 0 }).unwrap();
         let events: Vec<_> = replies.into_iter().filter_map(|reply| decoder.decode(reply).unwrap()).collect();
         assert!(matches!(&events[..], [ScanEvent::Merged { batch, wire_bytes: 1.. }] if *batch == sent), "{events:?}");
+    }
+
+    #[test]
+    fn columns_travel_in_the_bytes_that_they_need() {
+        let sent = RecordBatch::try_from_iter([
+            ("key", Arc::new(Int64Array::from_iter_values(7_000_000..7_001_000)) as ArrayRef),
+            ("same", Arc::new(Int64Array::from(vec![5; 1_000]))),
+            ("text", Arc::new(StringViewArray::from(vec!["one word"; 1_000]))),
+            (
+                "number",
+                Arc::new(DictionaryArray::new(
+                    Int32Array::from(vec![0; 1_000]),
+                    Arc::new(Int64Array::from(vec![1 << 40])),
+                )),
+            ),
+        ])
+        .unwrap();
+        let received = parts(round_trip(&sent));
+        assert_eq!(received[0].0, sent);
+        let event = ScanEvent::Merged { batch: sent.clone(), wire_bytes: 0 };
+        let plain = ScanEncoder::new(&sent.schema()).unwrap().plain(true).encode(&event).unwrap();
+        assert!(plain.iter().map(Message::encoded_len).sum::<usize>() > 30_000, "as they are");
+        assert!(received[0].2 < 4_500, "{} bytes for 1000 rows of 2 + 0 + 1 + 0", received[0].2);
+    }
+
+    #[test]
+    fn narrowed_columns_that_cannot_be_are_refused() {
+        let sent = RecordBatch::try_from_iter([("key", Arc::new(Int64Array::from_iter_values(0..100)) as ArrayRef)]);
+        let sent = sent.unwrap();
+        for (index, bytes) in [(1, 1), (u32::MAX, 1), (0, 2), (0, 5), (0, 8)] {
+            let event = ScanEvent::Merged { batch: sent.clone(), wire_bytes: 0 };
+            let mut replies = ScanEncoder::new(&sent.schema()).unwrap().encode(&event).unwrap();
+            let mut decoder = ScanDecoder::new(sent.schema()).unwrap();
+            let mut last = replies.pop().unwrap();
+            decoder.decode(replies.pop().unwrap()).unwrap();
+            last.narrowed = vec![NarrowColumn { index, bytes, base: 0 }];
+            assert_eq!(decoder.decode(last).unwrap_err().code(), ErrorCode::InvalidMessage, "{index} {bytes}");
+        }
     }
 
     #[test]

@@ -70,6 +70,7 @@ pub fn encode_scan_request(request: &ScanRequest) -> Result<wire::ScanRequest> {
         batch_rows: u32::try_from(request.batch_rows).unwrap_or(u32::MAX),
         may_push_back: request.may_push_back,
         may_keep_results: request.may_keep_results,
+        plain_columns: request.plain_columns,
     })
 }
 
@@ -93,6 +94,7 @@ pub fn decode_scan_request(message: &wire::ScanRequest, functions: &TaskContext)
         batch_rows,
         may_push_back: message.may_push_back,
         may_keep_results: message.may_keep_results,
+        plain_columns: message.plain_columns,
     })
 }
 

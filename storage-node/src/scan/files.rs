@@ -32,12 +32,14 @@ impl SegmentFiles {
         let (footer, footer_bytes_read) = segment(context.segments.footer(scan.segment_id))?;
         let reader = SegmentReader::new(Arc::clone(&footer.file));
         let columns = context.columns_of(&footer);
-        let options = match columns.reader_schema == footer.schema {
-            true => ArrowReaderOptions::new(),
-            false => ArrowReaderOptions::new().with_schema(Arc::clone(&columns.reader_schema)),
+        let metadata = match columns.reader_schema == *footer.schema() {
+            true => footer.arrow.clone(),
+            false => {
+                let options = ArrowReaderOptions::new().with_schema(Arc::clone(&columns.reader_schema));
+                let metadata = ArrowReaderMetadata::try_new(Arc::clone(&footer.metadata), options);
+                segment(metadata.map_err(|error| reader.explain(error)))?
+            }
         };
-        let metadata = ArrowReaderMetadata::try_new(Arc::clone(&footer.metadata), options);
-        let metadata = segment(metadata.map_err(|error| reader.explain(error)))?;
         let plan = Arc::clone(&context.plan);
         Ok(Self { plan, columns, metadata, reader, footer_bytes_read, batch_rows: context.decode_batch_rows() })
     }

@@ -18,15 +18,20 @@ pub(crate) struct Footer {
     pub(crate) file: Arc<dyn SegmentBytes>,
     /// With the page index, where the file has one.
     pub(crate) metadata: Arc<ParquetMetaData>,
-    /// The columns as the file describes them.
-    pub(crate) schema: SchemaRef,
+    /// The same for a reader of columns as the file describes them.
+    pub(crate) arrow: ArrowReaderMetadata,
 }
 
 impl Footer {
     pub(crate) fn new(file: Arc<dyn SegmentBytes>, metadata: Arc<ParquetMetaData>) -> Result<Self> {
         let arrow = ArrowReaderMetadata::try_new(Arc::clone(&metadata), ArrowReaderOptions::new())
             .map_err(|error| SegmentReader::new(Arc::clone(&file)).explain(error))?;
-        Ok(Self { file, metadata, schema: Arc::clone(arrow.schema()) })
+        Ok(Self { file, metadata, arrow })
+    }
+
+    /// The columns as the file describes them.
+    pub(crate) fn schema(&self) -> &SchemaRef {
+        self.arrow.schema()
     }
 }
 

@@ -98,7 +98,7 @@ impl Merger {
             }
             Ok::<_, Error>((operator, early))
         };
-        let (operator, early) = self.context.cpu.run(work).await??;
+        let (operator, early) = self.context.cpu.run(&self.context.cpu_use, work).await??;
         self.operator = Some(operator);
         for batch in early {
             self.send_event(ScanEvent::Merged { batch, wire_bytes: 0 }).await;
@@ -113,7 +113,7 @@ impl Merger {
                 (operator, polled)
             };
             let polled;
-            (operator, polled) = self.context.cpu.run(work).await?;
+            (operator, polled) = self.context.cpu.run(&self.context.cpu_use, work).await?;
             match polled? {
                 Polled::Batch(batch) => self.send_event(ScanEvent::Merged { batch, wire_bytes: 0 }).await,
                 Polled::Hungry | Polled::Ended => return Ok(()),

@@ -137,12 +137,14 @@ pub(crate) struct OperatorSettings {
 }
 
 impl OperatorSettings {
-    /// For operators that yield batches of `batch_rows` rows.
-    pub(crate) fn new(batch_rows: usize) -> Result<Self> {
+    /// For operators that yield batches of `batch_rows` rows. Those that are `thorough` group all of their rows, even
+    /// where hardly two of them are of one group.
+    pub(crate) fn new(batch_rows: usize, thorough: bool) -> Result<Self> {
         let mut session = SessionConfig::new().with_batch_size(batch_rows);
         let options = session.options_mut();
         options.execution.skip_partial_aggregation_probe_rows_threshold = SKIP_AGGREGATION_ROWS;
-        options.execution.skip_partial_aggregation_probe_ratio_threshold = SKIP_AGGREGATION_RATIO;
+        options.execution.skip_partial_aggregation_probe_ratio_threshold =
+            if thorough { f64::INFINITY } else { SKIP_AGGREGATION_RATIO };
         // Nobody below a feed could use such a filter.
         options.optimizer.enable_aggregate_dynamic_filter_pushdown = false;
         let no_disk = DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled);
@@ -265,7 +267,7 @@ mod tests {
             let sort = SortExec::new(LexOrdering::new([order]).unwrap(), input).with_fetch(Some(count));
             Ok(Arc::new(sort) as Arc<dyn ExecutionPlan>)
         };
-        Operator::new(&OperatorSettings::new(10).unwrap(), &schema, make).unwrap()
+        Operator::new(&OperatorSettings::new(10, false).unwrap(), &schema, make).unwrap()
     }
 
     #[test]

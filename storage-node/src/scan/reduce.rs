@@ -12,13 +12,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, GenericByteViewArray, RecordBatch, RecordBatchOptions};
+use arrow::compute::filter_record_batch;
 use arrow::datatypes::{ByteViewType, DataType, SchemaRef};
 use aubade_proto::{Reduction, ReductionKind, Result};
 use datafusion::physical_expr::PhysicalExpr;
 
 use super::operator::{Operator, OperatorSettings, Polled};
 use super::output::{Progress, RowLimit};
-use crate::limits::{MERGE_BYTES_MAX, MERGE_ROWS_MAX, REDUCTION_BYTES_MAX, SHARED_BOUND_ROWS_MAX};
+use crate::limits::{HAVING_BYTES_MAX, MERGE_BYTES_MAX, MERGE_ROWS_MAX, REDUCTION_BYTES_MAX, SHARED_BOUND_ROWS_MAX};
 
 /// How a request reduces its rows.
 pub(crate) struct Reductions {
@@ -28,11 +29,29 @@ pub(crate) struct Reductions {
 
 impl Reductions {
     pub(crate) fn new(reduction: Reduction, batch_rows: usize) -> Result<Self> {
-        Ok(Self { reduction, settings: OperatorSettings::new(batch_rows)? })
+        let settings = OperatorSettings::new(batch_rows, reduction.having().is_some())?;
+        Ok(Self { reduction, settings })
     }
 
     fn operator(&self, input_schema: &SchemaRef) -> Result<Operator> {
         Operator::new(&self.settings, input_schema, |input| self.reduction.over(input))
+    }
+
+    /// Bytes that the reduction of one segment holds at most before it begins again.
+    pub(crate) fn bytes_max(&self) -> usize {
+        if self.reduction.having().is_some() { HAVING_BYTES_MAX } else { REDUCTION_BYTES_MAX }
+    }
+
+    /// The groups of `states`, each of them whole, that have to be sent.
+    fn wanted(&self, states: RecordBatch) -> Result<RecordBatch> {
+        let Some(having) = self.reduction.having() else { return Ok(states) };
+        let wanted = having.evaluate(&states).and_then(|wanted| wanted.into_array(states.num_rows()));
+        match wanted.as_ref().map(|wanted| wanted.as_boolean_opt()) {
+            Ok(Some(wanted)) => Ok(filter_record_batch(&states, wanted)?),
+            // Whoever wants the results asks about them again, and fails if that is an error of the query: the result of
+            // a group need not be one where a state of it is.
+            Ok(None) | Err(_) => Ok(states),
+        }
     }
 
     /// Whether segments may leave out rows that cannot be among the first of those of the others.
@@ -84,25 +103,61 @@ struct Reducer {
     reductions: Arc<Reductions>,
     input_schema: SchemaRef,
     operator: Option<Operator>,
+    /// What the operator held before it had rows: the build sides of joins, which other processes count otherwise.
+    base_bytes: usize,
+    /// What the operator had to say before it had rows.
+    early: VecDeque<RecordBatch>,
     bytes_max: usize,
     closed: bool,
+    /// Whether the operator wants no rows: nothing joins with an empty build side.
+    wants_nothing: bool,
+    /// Whether what comes out stands for all rows of its groups.
+    whole: bool,
 }
 
 impl Reducer {
     fn new(reductions: Arc<Reductions>, bytes_max: usize) -> Result<Self> {
         let input_schema = reductions.reduction.input_schema();
+        let mut reducer = Self {
+            reductions,
+            input_schema,
+            operator: None,
+            base_bytes: 0,
+            early: VecDeque::new(),
+            bytes_max,
+            closed: false,
+            wants_nothing: false,
+            whole: true,
+        };
         // Made before there are rows: some aggregates say something of none as well.
-        let operator = Some(reductions.operator(&input_schema)?);
-        Ok(Self { reductions, input_schema, operator, bytes_max, closed: false })
+        reducer.begin()?;
+        Ok(reducer)
+    }
+
+    /// Makes an operator that has no rows yet.
+    fn begin(&mut self) -> Result<()> {
+        let mut operator = self.reductions.operator(&self.input_schema)?;
+        loop {
+            match operator.poll()? {
+                Polled::Batch(batch) => self.early.push_back(batch),
+                Polled::Hungry => break,
+                Polled::Ended => {
+                    self.wants_nothing = true;
+                    return Ok(());
+                }
+            }
+        }
+        self.base_bytes = operator.memory_bytes();
+        self.operator = Some(operator);
+        Ok(())
     }
 
     /// Adds rows; only after [`Reducer::next`] has yielded nothing.
     fn push(&mut self, batch: RecordBatch) -> Result<()> {
-        let operator = match self.operator.take() {
-            Some(operator) => operator,
-            None => self.reductions.operator(&self.input_schema)?,
-        };
-        self.operator.insert(operator).push(batch)
+        if self.operator.is_none() && !self.wants_nothing {
+            self.begin()?;
+        }
+        self.operator.as_ref().map_or(Ok(()), |operator| operator.push(batch))
     }
 
     /// Says that there are no more rows.
@@ -115,19 +170,30 @@ impl Reducer {
 
     /// Reduced rows, as far as the input allows.
     fn next(&mut self) -> Result<Option<RecordBatch>> {
+        if let Some(batch) = self.early.pop_front() {
+            return Ok(Some(batch));
+        }
         while let Some(operator) = &mut self.operator {
             match operator.poll()? {
-                Polled::Batch(batch) => return Ok(Some(batch)),
+                Polled::Batch(batch) => {
+                    let batch = if self.whole { self.reductions.wanted(batch)? } else { batch };
+                    if batch.num_rows() > 0 {
+                        return Ok(Some(batch));
+                    }
+                }
                 Polled::Ended => self.operator = None,
-                Polled::Hungry if operator.memory_bytes() <= self.bytes_max => break,
-                Polled::Hungry => operator.close(),
+                Polled::Hungry if operator.memory_bytes().saturating_sub(self.base_bytes) <= self.bytes_max => break,
+                Polled::Hungry => {
+                    operator.close();
+                    self.whole = false;
+                }
             }
         }
         Ok(None)
     }
 
     fn is_done(&self) -> bool {
-        self.closed && self.operator.is_none()
+        self.closed && self.operator.is_none() && self.early.is_empty()
     }
 }
 
@@ -146,7 +212,7 @@ pub(crate) struct ReducedOutput {
 impl ReducedOutput {
     /// For a segment of which the caller has `skip_rows` rows already.
     pub(crate) fn new(reductions: &Arc<Reductions>, skip_rows: u64) -> Result<Self> {
-        Self::with_bytes_max(reductions, skip_rows, REDUCTION_BYTES_MAX)
+        Self::with_bytes_max(reductions, skip_rows, reductions.bytes_max())
     }
 
     fn with_bytes_max(reductions: &Arc<Reductions>, skip_rows: u64, bytes_max: usize) -> Result<Self> {
@@ -214,6 +280,9 @@ impl ReducedOutput {
 #[cfg(test)]
 mod tests {
     use arrow::compute::concat_batches;
+    use arrow::datatypes::Int64Type;
+    use datafusion::logical_expr::Operator;
+    use datafusion::physical_expr::expressions::{binary, col, lit};
 
     use super::*;
     use crate::testing::{Query, plain_result, rows};
@@ -245,6 +314,36 @@ mod tests {
             sent.push(batch);
         }
         concat_batches(&reduction.schema(), &sent).unwrap()
+    }
+
+    #[tokio::test]
+    async fn groups_are_left_out_as_long_as_they_are_whole() {
+        let batch = rows(0, 950);
+        let groups = |sent: &RecordBatch| sent.num_rows();
+        let query = Query::new("SELECT key, count(*) AS n FROM t GROUP BY key", None).await;
+        let all = send(&query, &batch, 0, usize::MAX);
+        let having = |predicate: Arc<dyn PhysicalExpr>| {
+            let reduction = query.fragment.reduction().unwrap().with_having(predicate).unwrap();
+            let fragment = Arc::new(query.fragment.with_reduction(reduction).unwrap());
+            Query { plan: Arc::clone(&query.plan), fragment }
+        };
+        let schema = all.schema();
+        let count = col(schema.field(1).name(), &schema).unwrap();
+        let counts = all.column(1).as_primitive::<Int64Type>();
+        let most = counts.values().iter().copied().max().unwrap();
+        let with_most = counts.values().iter().filter(|count| **count == most).count();
+        assert!(with_most < groups(&all), "a predicate on the counts tells groups apart");
+        let frequent = having(binary(Arc::clone(&count), Operator::GtEq, lit(most), &schema).unwrap());
+        assert_eq!(groups(&send(&frequent, &batch, 0, usize::MAX)), with_most);
+        // Of a hundred rows at a time no group is known to be whole.
+        let restarted = send(&frequent, &batch, 0, 0);
+        assert_eq!(restarted, send(&query, &batch, 0, 0));
+        let none = having(binary(Arc::clone(&count), Operator::Gt, lit(most), &schema).unwrap());
+        assert_eq!(groups(&send(&none, &batch, 0, usize::MAX)), 0);
+        // What cannot be told of a state is not held against it.
+        let quotient = binary(lit(1_i64), Operator::Divide, lit(0_i64), &schema).unwrap();
+        let failing = having(binary(quotient, Operator::Gt, count, &schema).unwrap());
+        assert_eq!(send(&failing, &batch, 0, usize::MAX), all);
     }
 
     #[tokio::test]

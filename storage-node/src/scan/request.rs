@@ -7,7 +7,7 @@ use aubade_environment::Clock;
 use aubade_proto::{Error, Fragment, Result, SegmentId};
 use datafusion::physical_expr::PhysicalExpr;
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::columns::FileColumns;
 use super::footer::Footer;
@@ -15,7 +15,7 @@ use super::output::RowLimit;
 use super::plan::FragmentPlan;
 use super::reduce::Reductions;
 use super::results::{FragmentKey, FragmentResults, ResultCache};
-use crate::cpu::CpuPool;
+use crate::cpu::{CpuPool, CpuUse};
 use crate::limits::{BATCH_ROWS_MAX, REDUCTION_BATCH_ROWS};
 
 /// Schemas of segments that are remembered per request; a table has few over its life.
@@ -48,6 +48,8 @@ pub(crate) struct ScanResources {
 pub(crate) struct ScanContext {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) cpu: Arc<CpuPool>,
+    /// Of this request.
+    pub(crate) cpu_use: Arc<CpuUse>,
     pub(crate) segments: Arc<dyn SegmentSource>,
     pub(crate) plan: Arc<FragmentPlan>,
     pub(crate) limit: RowLimit,
@@ -82,6 +84,7 @@ impl ScanContext {
         Ok(Self {
             clock: resources.clock,
             cpu: resources.cpu,
+            cpu_use: Arc::default(),
             segments: resources.segments,
             plan: Arc::new(FragmentPlan::new(fragment)?),
             limit: RowLimit::new(fragment.limit()),
@@ -124,23 +127,31 @@ impl ScanContext {
 
     /// Waits until `bytes` fit beside the other segments of the scan. One that is larger than the
     /// whole allowance runs alone.
-    pub(crate) async fn reserve(&self, bytes: u64) -> Option<tokio::sync::OwnedSemaphorePermit> {
-        let units = u32::try_from(bytes / MEMORY_UNIT_BYTES).unwrap_or(u32::MAX).clamp(1, self.memory_units);
-        Arc::clone(&self.memory).acquire_many_owned(units).await.ok()
+    pub(crate) async fn reserve(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.memory).acquire_many_owned(self.units_of(bytes)).await.ok()
+    }
+
+    /// The same without waiting; `None` where it has to be waited for.
+    pub(crate) fn try_reserve(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.memory).try_acquire_many_owned(self.units_of(bytes)).ok()
+    }
+
+    fn units_of(&self, bytes: u64) -> u32 {
+        u32::try_from(bytes / MEMORY_UNIT_BYTES).unwrap_or(u32::MAX).clamp(1, self.memory_units)
     }
 
     /// How segments with the schema of this one serve the fragment.
     pub(crate) fn columns_of(&self, footer: &Footer) -> Arc<FileColumns> {
         let mut known = self.columns.lock();
-        if let Some((_, columns)) = known.iter().find(|(schema, _)| *schema == footer.schema) {
+        if let Some((_, columns)) = known.iter().find(|(schema, _)| schema == footer.schema()) {
             return Arc::clone(columns);
         }
-        let columns = FileColumns::new(&self.plan.scan_schema, self.filter.as_ref(), &footer.schema, &footer.metadata);
+        let columns = FileColumns::new(&self.plan.scan_schema, self.filter.as_ref(), footer.schema(), &footer.metadata);
         let columns = Arc::new(columns);
         if known.len() >= SCHEMAS_MAX {
             known.remove(0);
         }
-        known.push((Arc::clone(&footer.schema), Arc::clone(&columns)));
+        known.push((Arc::clone(footer.schema()), Arc::clone(&columns)));
         columns
     }
 }

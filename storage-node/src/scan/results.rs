@@ -29,6 +29,10 @@ impl FragmentKey {
         if reduction.kind() != ReductionKind::Aggregate || fragment.limit().is_some() || has_join_keys(fragment) {
             return None;
         }
+        let build_bytes: usize = reduction.builds().iter().map(get_record_batch_memory_size).sum();
+        if build_bytes > FRAGMENT_KEY_BYTES_MAX {
+            return None;
+        }
         let mut bytes = encode_fragment(fragment).ok()?.encode_to_vec();
         if bytes.len() > FRAGMENT_KEY_BYTES_MAX {
             return None;

@@ -8,10 +8,12 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use aubade_proto::{ErrorCode, ScanStatistics, SegmentScan};
 use datafusion::physical_expr::PhysicalExpr;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::bound::Bound;
 use super::files::SegmentFiles;
@@ -21,9 +23,11 @@ use super::prune::GroupAccess;
 use super::reduce::ReducedOutput;
 use super::request::ScanContext;
 use super::step::{Step, StepError, StepResult, fragment};
-use crate::limits::REDUCTION_BYTES_MAX;
+use crate::limits::STATE_BYTES;
 
-/// Batches that one step decodes at most, when none of them yields output.
+/// Time after which a step ends, so that others have their turn.
+const STEP_TIME: Duration = Duration::from_millis(1);
+/// Batches that a step decodes before it looks at the time, when none of them yields output.
 const STEP_BATCHES_MAX: usize = 16;
 
 /// See the module's doc.
@@ -37,6 +41,8 @@ pub(crate) struct SegmentScanner {
     progress: Progress,
     /// Whether the bound that other segments have found may be used.
     borrows_bound: bool,
+    /// Its part of the memory of the scan, where that was there at once.
+    memory: Option<OwnedSemaphorePermit>,
     state: State,
 }
 
@@ -59,14 +65,32 @@ impl SegmentScanner {
         let progress = Progress::new(scan.skip_rows);
         let borrows_bound = context.shares_bound() && scan.skip_rows == 0;
         let statistics = ScanStatistics::default();
-        Self { context, scan, statistics, output, reduced: None, progress, borrows_bound, state: State::New }
+        let (reduced, memory, state) = (None, None, State::New);
+        Self { context, scan, statistics, output, reduced, progress, borrows_bound, memory, state }
     }
 
     /// Does the next piece of work.
     pub(crate) fn step(&mut self) -> StepResult<Step> {
         let clock = Arc::clone(&self.context.clock);
         let started = clock.now();
-        let mut result = self.advance();
+        // Small segments would spend more time on changing threads than on their work.
+        let mut result = loop {
+            match self.advance() {
+                Ok(Step::Opened { memory_bytes }) => {
+                    // One that is opened again gives back what it had first.
+                    self.memory = None;
+                    self.memory = self.context.try_reserve(memory_bytes);
+                    if self.memory.is_none() {
+                        break Ok(Step::Opened { memory_bytes });
+                    }
+                }
+                Ok(Step::Continue) => {}
+                other => break other,
+            }
+            if clock.now().saturating_sub(started) >= STEP_TIME {
+                break Ok(Step::Continue);
+            }
+        };
         let micros = clock.now().saturating_sub(started).as_micros();
         self.statistics.cpu_micros += u64::try_from(micros).unwrap_or(u64::MAX);
         match &mut result {
@@ -106,7 +130,9 @@ impl SegmentScanner {
         let mut memory_bytes = files.memory_bytes(&groups);
         if let Some(reductions) = &self.context.reductions {
             self.reduced = Some(fragment(ReducedOutput::new(reductions, self.scan.skip_rows))?);
-            memory_bytes = memory_bytes.saturating_add(REDUCTION_BYTES_MAX as u64);
+            let rows = u64::try_from(files.metadata.metadata().file_metadata().num_rows()).unwrap_or(u64::MAX);
+            let states = rows.saturating_mul(STATE_BYTES).min(reductions.bytes_max() as u64);
+            memory_bytes = memory_bytes.saturating_add(states);
         }
         let course = Course::new(&files.plan);
         self.state = State::Reading(Box::new(Reading { files, groups: groups.into(), current: None, course }));

@@ -95,6 +95,29 @@ pub fn grouped(draw: &mut Draw, world: &World) -> Query {
     finish(draw, "grouped", sql, columns.len())
 }
 
+/// GROUP BY a column, whose groups often lie in one segment each, and HAVING.
+pub fn large_groups(draw: &mut Draw, world: &World) -> Query {
+    let table = any_table(draw);
+    let mut make = Maker::over(draw, &[("t", world.table(table))]);
+    let key = make.column().sql;
+    let mut columns = vec![format!("{key} AS o0")];
+    columns.extend(aggregates(&mut make, 1));
+    let (more, limit) = (make.draw.between(0, 5), make.draw.between(0, 12));
+    let condition = match (make.draw.below(5), make.number(0)) {
+        (0, Some(number)) => format!("sum({}) >= {}", number.sql, number.literal(make.draw)),
+        (1, _) => {
+            let x = make.column();
+            format!("min({0}) = max({0}) OR max({0}) > {1}", x.sql, x.literal(make.draw))
+        }
+        (2, _) => format!("100 / (count(*) - {more}) > {limit}"),
+        (3, _) => format!("count(*) % 3 = {} AND avg(length('x')) = 1", more % 3),
+        _ => format!("count(*) BETWEEN {more} AND {limit}"),
+    };
+    let filter = filter(&mut make);
+    let sql = format!("SELECT {} FROM {table} t{filter} GROUP BY {key} HAVING {condition}", columns.join(", "));
+    finish(draw, "large groups", sql, columns.len())
+}
+
 /// ROLLUP, CUBE and GROUPING SETS.
 pub fn grouping_sets(draw: &mut Draw, world: &World) -> Query {
     let table = any_table(draw);

@@ -70,6 +70,34 @@ fn joined_groups(mut make: Maker<'_>, from: &str, filter: &str) -> Query {
     finish(make.draw, "join", sql, columns.len())
 }
 
+/// Parents with aggregates over their children, those without any included.
+pub fn children(draw: &mut Draw, world: &World) -> Query {
+    let (left, right) = two_tables(draw);
+    let mut child = Maker::over(draw, &[("y", world.table(right))]);
+    let more = if child.draw.percent(40) { format!(" AND ({})", child.predicate(1)) } else { String::new() };
+    let count = child.draw.between(1, 3);
+    let calls = (0..count).map(|_| match (child.draw.below(4), child.number(0)) {
+        (0, Some(number)) => format!("sum({})", number.sql),
+        (1, _) => format!("min({})", child.column().sql),
+        (2, _) => format!("max({})", child.column().sql),
+        _ => format!("count({})", child.column().sql),
+    });
+    let calls: Vec<_> = calls.collect();
+    let mut parent = Maker::over(draw, &[("x", world.table(left))]);
+    let keys = if parent.draw.percent(80) { vec![parent.column().sql] } else { Vec::new() };
+    let group = if keys.is_empty() { String::new() } else { format!(" GROUP BY {}", keys[0]) };
+    let filter = filter(&mut parent);
+    let condition = key_condition(draw);
+    let from = match draw.percent(70) {
+        true => format!("{left} x LEFT JOIN {right} y ON {condition}{more}"),
+        false => format!("{right} y RIGHT JOIN {left} x ON {condition}{more}"),
+    };
+    let columns = keys.iter().chain(&calls).enumerate().map(|(index, column)| format!("{column} AS o{index}"));
+    let columns: Vec<_> = columns.collect();
+    let sql = format!("SELECT {} FROM {from}{filter}{group}", columns.join(", "));
+    finish(draw, "children", sql, columns.len())
+}
+
 /// Semi joins and anti joins.
 pub fn exists(draw: &mut Draw, world: &World) -> Query {
     let (left, right) = two_tables(draw);

@@ -52,7 +52,7 @@ fn some_expressions(make: &mut Maker<'_>) -> Vec<Expression> {
 
 /// A query of any shape.
 pub fn generate(draw: &mut Draw, world: &World) -> Query {
-    let shape = draw.below(20);
+    let shape = draw.below(22);
     match shape {
         0 | 1 => scan(draw, world),
         2..=4 => top(draw, world),
@@ -65,6 +65,8 @@ pub fn generate(draw: &mut Draw, world: &World) -> Query {
         16 => joins::scalar_subquery(draw, world),
         17 => set_operation(draw, world),
         18 => nested(draw, world),
+        19 => joins::children(draw, world),
+        20 => aggregates::large_groups(draw, world),
         _ => match draw.below(3) {
             0 => window(draw, world),
             1 => limited_count(draw, world),
