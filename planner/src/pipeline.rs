@@ -9,8 +9,8 @@ use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::physical_plan::ExecutionPlan;
 
 use crate::rewrite::{
-    BroadcastJoins, CollectJoinKeys, ForgetBelowGroupingSets, PushFragment, PushHaving, PushReduction, Pushable,
-    ShareScans, SmallerBuildSides, YieldingJoins,
+    BroadcastJoins, CollectJoinKeys, PushFragment, PushHaving, PushReduction, Pushable, ShareScans, SmallerBuildSides,
+    YieldingJoins,
 };
 
 type Rules = Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>>;
@@ -36,7 +36,6 @@ impl Pipeline {
         let combining = position(&rules, "CombinePartialFinalAggregate").unwrap_or(rules.len());
         rules.insert(combining, Arc::new(PushReduction::new(Arc::clone(&pushable))));
         rules.insert(combining + 1, Arc::new(PushHaving::new(Arc::clone(&pushable))));
-        rules.insert(combining + 2, Arc::new(ForgetBelowGroupingSets));
         let linking = rules.iter().rposition(|rule| rule.name().starts_with("FilterPushdown")).unwrap_or(rules.len());
         rules.push(Arc::new(ShareScans));
         rules.push(Arc::new(CollectJoinKeys::new(Arc::clone(&pushable))));
@@ -55,7 +54,7 @@ impl Pipeline {
 /// [`SmallerBuildSides`] comes directly after `join_selection`, which it corrects.
 ///
 /// [`PushReduction`] comes once partial and final stages of aggregations are on their partitions, and before
-/// `CombinePartialFinalAggregate` makes one of them. [`PushHaving`] follows it, and then [`ForgetBelowGroupingSets`].
+/// `CombinePartialFinalAggregate` makes one of them. [`PushHaving`] follows it.
 ///
 /// [`ShareScans`] and then [`CollectJoinKeys`] come after the last `FilterPushdown`, which links joins and scans, and
 /// [`BroadcastJoins`] after them.
@@ -104,8 +103,7 @@ mod tests {
         let position = |wanted| names.iter().position(|name| *name == wanted).unwrap();
         assert_eq!(position("join_selection") + 1, position("SmallerBuildSides"));
         assert_eq!(position("PushReduction") + 1, position("PushHaving"));
-        assert_eq!(position("PushHaving") + 1, position("ForgetBelowGroupingSets"));
-        assert_eq!(position("ForgetBelowGroupingSets") + 1, position("CombinePartialFinalAggregate"));
+        assert_eq!(position("PushHaving") + 1, position("CombinePartialFinalAggregate"));
         assert_eq!(names[names.len() - 4..], ["ShareScans", "CollectJoinKeys", "BroadcastJoins", "YieldingJoins"]);
         let last: Vec<_> = last_rules().iter().map(|rule| rule.name()).collect();
         assert_eq!(last[..3], ["FilterPushdown(Post)", "SanityCheckPlan", "ShareScans"]);

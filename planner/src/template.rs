@@ -30,7 +30,6 @@ use datafusion::physical_plan::windows::{BoundedWindowAggExec, WindowAggExec};
 
 use crate::access::TableAccess;
 use crate::pipeline::{apply_rules, last_rules};
-use crate::rewrite::grouping_sets::ForgetExec;
 use crate::scan_exec::StorageScanExec;
 
 /// See the module's doc. It keeps no snapshot and nobody who runs scans alive.
@@ -113,7 +112,6 @@ fn starts_anew(node: &dyn ExecutionPlan) -> bool {
         || node.is::<CrossJoinExec>()
         || node.is::<EmptyExec>()
         || node.is::<FilterExec>()
-        || node.is::<ForgetExec>()
         || node.is::<GlobalLimitExec>()
         || node.is::<HashJoinExec>()
         || node.is::<InterleaveExec>()

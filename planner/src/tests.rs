@@ -403,32 +403,6 @@ async fn joins_with_small_tables_run_where_the_large_one_is() {
 }
 
 #[tokio::test]
-async fn what_a_filter_makes_constant_is_not_so_in_grouping_sets() {
-    for setting in ["auto", "on", "off"] {
-        for (sql, order) in [
-            (
-                "select buyer, status, count(*) from orders where status = 'open' group by rollup (buyer, status) order by 3 desc, 2 nulls last, 1",
-                "status@1 ASC NULLS LAST",
-            ),
-            (
-                "select id, buyer, count(*) from orders where id = buyer group by rollup (id, buyer) order by 1, 2",
-                "buyer@1 ASC NULLS LAST",
-            ),
-        ] {
-            let (plan, got) = with_settings(sql, &[("aubade.pushdown", setting)]).await;
-            let sorts: Vec<_> = plan.lines().filter(|line| line.contains("SortExec")).collect();
-            assert!(!sorts.is_empty() && sorts.iter().all(|sort| sort.contains(order)), "{setting}: {sql}\n{plan}");
-            let expected = reference().sql(sql).await.unwrap().collect().await.unwrap();
-            let mut expected = rows(&expected, sql);
-            let mut sorted = got.clone();
-            expected.sort();
-            sorted.sort();
-            assert_eq!(sorted, expected, "{setting}: {sql}");
-        }
-    }
-}
-
-#[tokio::test]
 async fn the_inner_side_of_an_outer_join_is_aggregated_first() {
     let repeated = [
         "select name, count(total), sum(total), min(day), max(comment) from customer left join orders on customer.id = buyer group by name",

@@ -22,7 +22,6 @@ use datafusion::physical_plan::repartition::RepartitionExec;
 use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
 use datafusion::physical_plan::{ExecutionPlan, InputOrderMode, Partitioning};
 
-use super::grouping_sets::ForgetExec;
 use super::push_reduction::{group_count, refuse_aggregate};
 use super::pushable::Pushable;
 use crate::broadcast::{BroadcastExec, GatherExec};
@@ -139,8 +138,7 @@ fn spine(node: &Arc<dyn ExecutionPlan>) -> Result<Option<Spine>> {
     }
     let spreads = node.downcast_ref::<RepartitionExec>().is_some_and(|spread| !spread.preserve_order())
         || (node.is::<CoalescePartitionsExec>() && node.fetch().is_none())
-        || node.is::<CooperativeExec>()
-        || node.is::<ForgetExec>();
+        || node.is::<CooperativeExec>();
     let maps = node.is::<ProjectionExec>() || (node.is::<FilterExec>() && node.fetch().is_none());
     let Some(input) = node.children().into_iter().next().filter(|_| spreads || maps) else { return Ok(None) };
     let Some(below) = spine(input)? else { return Ok(None) };
