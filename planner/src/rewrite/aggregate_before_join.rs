@@ -53,12 +53,15 @@ impl<'a> Sides<'a> {
         if join.filter.is_some() || join.null_equality != NullEquality::NullEqualsNothing || join.on.is_empty() {
             return None;
         }
-        let (outer, inner, of_inner): (_, _, fn(&(Expr, Expr)) -> &Expr) = match join.join_type {
-            JoinType::Left => (&join.left, &join.right, |(_, right)| right),
-            JoinType::Right => (&join.right, &join.left, |(left, _)| left),
+        let (outer, inner) = match join.join_type {
+            JoinType::Left => (&join.left, &join.right),
+            JoinType::Right => (&join.right, &join.left),
             _ => return None,
         };
-        let keys = join.on.iter().map(|pair| of_inner(pair).try_as_col().cloned());
+        let keys = join.on.iter().map(|(left, right)| {
+            let key = if join.join_type == JoinType::Left { right } else { left };
+            key.try_as_col().cloned()
+        });
         Some(Self { outer, inner, keys: keys.collect::<Option<Vec<_>>>()? })
     }
 

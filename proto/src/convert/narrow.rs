@@ -119,9 +119,9 @@ fn distances<T: Whole>(column: &ArrayData) -> Option<(u32, i64, ArrayRef)> {
     let distance = |value: &T| value.bits().wrapping_sub(base) as u64;
     let (bytes, buffer) = match range {
         0 if column.null_count() == 0 => return Some((0, base, Arc::new(NullArray::new(values.len())))),
-        ..=0xff => (1, values.iter().map(|value| distance(value) as u8).collect::<Buffer>()),
-        ..=0xffff => (2, values.iter().map(|value| distance(value) as u16).collect()),
-        ..=0xffff_ffff => (4, values.iter().map(|value| distance(value) as u32).collect()),
+        0..=0xff => (1, values.iter().map(|value| distance(value) as u8).collect::<Buffer>()),
+        0x100..=0xffff => (2, values.iter().map(|value| distance(value) as u16).collect()),
+        0x1_0000..=0xffff_ffff => (4, values.iter().map(|value| distance(value) as u32).collect()),
         _ => (8, values.iter().map(distance).collect()),
     };
     if bytes as usize >= size_of::<T>() {
