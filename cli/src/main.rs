@@ -22,8 +22,7 @@ use tracing_subscriber::EnvFilter;
 
 use command::Command;
 
-/// Batches and their buffers come and go by the megabyte on every thread, for which the system's allocator asks the
-/// kernel for fresh pages each time.
+/// Batches and their buffers come and go by the megabyte on every thread, and are often freed on another one.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 

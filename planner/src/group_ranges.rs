@@ -94,8 +94,7 @@ impl SharedKeys {
         (comparable && shared as f64 <= SHARED_ROWS_MAX * all as f64).then_some(Self { ranges, nulls })
     }
 
-    /// A predicate that is true for these values of `key`, of which no other segment's rows are missing elsewhere;
-    /// `None` where there are none.
+    /// A predicate that is true for these values of `key`; `None` where there are none.
     pub(crate) fn predicate(&self, key: &Arc<dyn PhysicalExpr>) -> Option<Arc<dyn PhysicalExpr>> {
         let compare = |operator, value: &ScalarValue| -> Arc<dyn PhysicalExpr> {
             Arc::new(BinaryExpr::new(Arc::clone(key), operator, lit(value.clone())))

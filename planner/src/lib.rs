@@ -55,7 +55,7 @@ pub mod explain;
 pub mod files;
 mod group_ranges;
 mod join_keys;
-mod kept_plan;
+pub mod kept_plan;
 pub mod opaque;
 pub mod options;
 pub mod pipeline;

@@ -23,7 +23,7 @@ pub const KEY_SET_BYTES_MAX: usize = 8 << 20;
 /// A bitmap is preferred to a Bloom filter as long as it takes no more than this many bits per key:
 /// it is exact, and a look-up is one load.
 const BITMAP_BITS_PER_KEY_MAX: u64 = 64;
-/// Up to this size of a bitmap it is twice as many bits: it stays in the cache, and asking it takes a fifth of the time.
+/// Up to this size of a bitmap it is twice as many bits: it stays in the cache, and asking it needs no hash.
 const BITMAP_BYTES_CACHED: u64 = 1 << 20;
 /// A bitmap of this size is always worth it.
 const BITMAP_BYTES_SMALL: u64 = 64 << 10;

@@ -299,6 +299,9 @@ impl StorageNode {
 
     /// Refuses a scan that somebody else can run, if it would have to wait for longer than the node's budget.
     fn check_cpu(&self, request: &ScanRequest) -> Result<()> {
+        if self.inner.cpu.expected_wait(false) < self.inner.options.pushback_wait {
+            return Ok(());
+        }
         let store = &self.inner.segments.store;
         let bytes_of = |scan: &SegmentScan| store.description(scan.segment_id).map_or(0, |held| held.bytes);
         let bytes = request.segments.iter().map(bytes_of).fold(0, u64::saturating_add);
