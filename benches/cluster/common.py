@@ -88,7 +88,10 @@ def tpch_query(number: int) -> str:
 
 
 class QuietCluster(Cluster):
-    """A cluster whose storage nodes do nothing in the background and keep no results: each run does all of its work."""
+    """A cluster that does nothing in the background and keeps no columns and no results: each run does all of its work."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, serve_arguments=("--buffer-pool", "0"), **options)
 
     def start_node(self, index, *options):
         return super().start_node(index, "--scrub-rate", "0", "--fragment-cache", "0", *options)

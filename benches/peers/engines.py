@@ -1,11 +1,13 @@
 """One engine in a process of its own: reads SQL as JSON lines, writes times and results as JSON lines.
 
-Usage: engines.py aubade URI | datafusion FOLDER | duckdb FOLDER
+Usage: engines.py aubade URI [SETTING ...] | datafusion FOLDER | datafusion-memory FOLDER | duckdb FOLDER |
+duckdb-tables FOLDER
 """
 
 import datetime
 import decimal
 import json
+import os
 import pathlib
 import re
 import sys
@@ -17,10 +19,12 @@ TABLES = ("customer", "lineitem", "nation", "orders", "part", "partsupp", "regio
 class Aubade:
     """A cluster, through the ADBC driver, as a user would ask it."""
 
-    def __init__(self, uri):
+    def __init__(self, uri, *statements):
         import adbc_driver_flightsql.dbapi
 
         self.connection = adbc_driver_flightsql.dbapi.connect(uri, autocommit=True)
+        for statement in statements:
+            self.run(statement)
 
     def run(self, sql):
         with self.connection.cursor() as cursor:
@@ -53,6 +57,24 @@ class DataFusion:
         return own_peak_memory_bytes()
 
 
+class DataFusionInMemory(DataFusion):
+    """The same over tables as Arrow in memory, in as many partitions as there are CPUs."""
+
+    def __init__(self, folder):
+        import datafusion
+        import pyarrow
+        import pyarrow.parquet
+
+        self.pyarrow = pyarrow
+        self.session = datafusion.SessionContext()
+        cpus = os.cpu_count()
+        for table in TABLES:
+            batches = pyarrow.parquet.read_table(f"{folder}/{table}.parquet").to_batches(max_chunksize=8192)
+            each = -(-len(batches) // cpus)
+            partitions = [batches[first : first + each] for first in range(0, len(batches), each)]
+            self.session.register_record_batches(table, partitions)
+
+
 class DuckDB:
     """DuckDB in this process, over Parquet files, with its default settings."""
 
@@ -68,6 +90,17 @@ class DuckDB:
 
     def peak_memory_bytes(self):
         return own_peak_memory_bytes()
+
+
+class DuckDBTables(DuckDB):
+    """DuckDB over tables of its own, in memory."""
+
+    def __init__(self, folder):
+        import duckdb
+
+        self.connection = duckdb.connect()
+        for table in TABLES:
+            self.connection.execute(f"create table {table} as select * from read_parquet('{folder}/{table}.parquet')")
 
 
 def own_peak_memory_bytes():
@@ -90,8 +123,15 @@ def rows_of(table):
 
 
 def main():
-    kind, where = sys.argv[1:]
-    engine = {"aubade": Aubade, "datafusion": DataFusion, "duckdb": DuckDB}[kind](where)
+    kind, *where = sys.argv[1:]
+    kinds = {
+        "aubade": Aubade,
+        "datafusion": DataFusion,
+        "datafusion-memory": DataFusionInMemory,
+        "duckdb": DuckDB,
+        "duckdb-tables": DuckDBTables,
+    }
+    engine = kinds[kind](*where)
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)

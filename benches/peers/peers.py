@@ -1,5 +1,8 @@
 """Runs TPC-H on Aubade (a cluster of processes on loopback), DataFusion and DuckDB, interleaved.
 
+With --buffer-pool every table is in Aubade's buffer pool, results of fragments are not kept, and the peers have their
+tables in memory as well.
+
 Every engine has a process of its own that stays up, and answers the same query texts over the same
 generated data. Within a repetition each query goes to every engine before the next query, and the
 order of the engines rotates, so that a busy moment of the machine hits all of them alike.
@@ -25,7 +28,8 @@ sys.path.insert(0, str(HERE.parents[1] / "tests" / "clients"))
 from cluster import Cluster, binary  # noqa: E402
 from records import query_record  # noqa: E402
 
-ENGINES = ("aubade", "datafusion", "duckdb")
+PEERS = ("datafusion", "duckdb")
+PEERS_OF_POOL = ("datafusion-memory", "duckdb", "duckdb-tables")
 # By the prefixes of their columns.
 TABLES = {
     "c": "customer",
@@ -51,6 +55,7 @@ def arguments():
     parser.add_argument(
         "--fragment-cache", default="0", help="results of fragments that each storage node keeps, as 64MiB (default: none)"
     )
+    parser.add_argument("--buffer-pool", default="0", help="of the coordinator, as 8GiB: all tables are in it (default: none)")
     parser.add_argument("--work-dir", type=pathlib.Path, help="keep the data here (default: a temporary folder)")
     parser.add_argument("--json", type=pathlib.Path, help="write all measurements to this file")
     return parser.parse_args()
@@ -79,9 +84,9 @@ class BenchCluster(Cluster):
 class Worker:
     """The process of one engine."""
 
-    def __init__(self, name, where):
+    def __init__(self, name, *where):
         self.name = name
-        command = [sys.executable, str(HERE / "engines.py"), name, str(where)]
+        command = [sys.executable, str(HERE / "engines.py"), name, *map(str, where)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._read()
 
@@ -164,7 +169,7 @@ def warm_up(workers, queries):
     differing = []
     for number, sql in queries.items():
         results = {name: worker.run(sql, rows=True)["rows"] for name, worker in workers.items()}
-        if not all(same(results["datafusion"], rows) for rows in results.values()):
+        if not all(same(results["duckdb"], rows) for rows in results.values()):
             differing.append(number)
     return differing
 
@@ -196,29 +201,31 @@ def fewer(wire, columns):
 
 def table_of_times(medians, records, columns):
     """The printed table: one line per query, then totals and geometric means."""
-    head = f"{'query':>8} {'aubade s':>10} {'datafusion s':>13} {'duckdb s':>10} {'vs datafusion':>14} {'vs duckdb':>10}"
+    peers = [name for name in medians if name != "aubade"]
+    head = f"{'query':>8} {'aubade s':>10}" + "".join(f" {name + ' s':>{len(name) + 3}}" for name in peers)
+    head += "".join(f" {'vs ' + name:>{len(name) + 4}}" for name in peers)
     lines = [head + f" {'columns MiB':>12} {'wire MiB':>10} {'fewer':>8} {'segments':>10}"]
 
     def line(label, seconds, rest=""):
-        aubade, datafusion, duckdb = (seconds[name] for name in ENGINES)
-        ratios = f"{aubade / datafusion:>13.2f}x {aubade / duckdb:>9.2f}x"
-        lines.append(f"{label:>8} {aubade:>10.4f} {datafusion:>13.4f} {duckdb:>10.4f} {ratios}{rest}")
+        times = "".join(f" {seconds[name]:>{len(name) + 3}.4f}" for name in peers)
+        ratios = "".join(f" {seconds['aubade'] / seconds[name]:>{len(name) + 3}.2f}x" for name in peers)
+        lines.append(f"{label:>8} {seconds['aubade']:>10.4f}{times}{ratios}{rest}")
 
     for number, record in records.items():
         segments = f"{record['segments_scanned']}/{record['segments_total']}"
         wire = record["bytes_wire"]
         rest = f" {columns[number] / MIB:>12.2f} {wire / MIB:>10.2f} {fewer(wire, columns[number]):>8} {segments:>10}"
-        line(f"q{number}", {name: medians[name][number] for name in ENGINES}, rest)
+        line(f"q{number}", {name: medians[name][number] for name in medians}, rest)
     all_wire, all_columns = sum(record["bytes_wire"] for record in records.values()), sum(columns.values())
     rest = f" {all_columns / MIB:>12.2f} {all_wire / MIB:>10.2f} {fewer(all_wire, all_columns):>8}"
-    line("total", {name: sum(medians[name].values()) for name in ENGINES}, rest)
-    line("geomean", {name: geometric_mean(medians[name].values()) for name in ENGINES})
+    line("total", {name: sum(medians[name].values()) for name in medians}, rest)
+    line("geomean", {name: geometric_mean(medians[name].values()) for name in medians})
     return "\n".join(lines)
 
 
 def versions():
     aubade = subprocess.run([binary(), "--version"], capture_output=True, text=True).stdout.strip()
-    peers = {name: importlib.metadata.version(name) for name in ENGINES[1:]}
+    peers = {name: importlib.metadata.version(name) for name in PEERS}
     return {"aubade": aubade.removeprefix("aubade ") or "unknown", **peers}
 
 
@@ -229,7 +236,7 @@ def run(options, folder):
         folder / "cluster",
         options.nodes,
         options.copies,
-        serve_arguments=("--memory-limit", options.memory_limit),
+        serve_arguments=("--memory-limit", options.memory_limit, "--buffer-pool", options.buffer_pool),
         fragment_cache=options.fragment_cache,
     )
     workers = {}
@@ -239,8 +246,11 @@ def run(options, folder):
             number: cluster.run("tpch", "query", str(number)).stdout.strip().rstrip(";")
             for number in numbers(options.queries)
         }
-        for name in ENGINES:
-            workers[name] = Worker(name, cluster.uri if name == "aubade" else data)
+        pooled = options.buffer_pool != "0"
+        statements = [f"CACHE TABLE {table}" for table in TABLES.values()] + ["SET aubade.fragment_cache = off"]
+        workers["aubade"] = Worker("aubade", cluster.uri, *(statements if pooled else []))
+        for name in PEERS_OF_POOL if pooled else PEERS:
+            workers[name] = Worker(name, data)
         differing = warm_up(workers, queries)
         times, peaks = measure(workers, queries, options.runs)
         sizes = column_bytes(data)
@@ -258,6 +268,7 @@ def run(options, folder):
         "nodes": options.nodes,
         "copies": options.copies,
         "fragment_cache": options.fragment_cache,
+        "buffer_pool": options.buffer_pool,
         "versions": versions(),
         "seconds": times,
         "median_seconds": {name: {n: statistics.median(all_) for n, all_ in by.items()} for name, by in times.items()},
@@ -278,7 +289,7 @@ def report(result):
     print(f"TPC-H scale {result['scale']:g}, median of {result['runs']}, {result['cpus']} CPUs; {versions}")
     print(
         f"aubade: {result['nodes']} storage nodes, {result['copies']} copies, fragment cache {result['fragment_cache']}, "
-        "ADBC client; peers: in process, over Parquet"
+        f"buffer pool {result['buffer_pool']}, ADBC client; peers: in process, over Parquet, or in memory where they are named so"
     )
     print()
     print(table_of_times(result["median_seconds"], result["records"], result["column_bytes"]))

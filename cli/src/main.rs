@@ -5,6 +5,7 @@ mod command;
 mod connect;
 mod data_file;
 mod interrupt;
+mod machine;
 mod output;
 mod shell;
 mod size;

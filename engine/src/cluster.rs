@@ -16,6 +16,7 @@ use aubade_storage_node::FragmentRunner;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
+use crate::buffer_pool::{BufferPool, BufferPoolClient};
 use crate::limits::{BUSY_REQUESTS, CONTROL_TIMEOUT, SLOW_NODE_PENALTY, STALLED_AFTER};
 use crate::storage_client::{StorageClient, StorageClients};
 
@@ -115,6 +116,11 @@ impl Member {
         self.active_requests.load(Ordering::Relaxed)
     }
 
+    /// Whether it is the buffer pool, and no node.
+    pub(crate) fn is_buffer_pool(&self) -> bool {
+        self.entry.id == BufferPool::NODE
+    }
+
     /// Counts a request for as long as the guard lives.
     pub(crate) fn begin_request(self: &Arc<Self>) -> ActiveRequest {
         self.active_requests.fetch_add(1, Ordering::Relaxed);
@@ -151,6 +157,14 @@ pub(crate) struct Cluster {
     cluster_id: aubade_proto::ClusterId,
     /// Runs what nodes hand back; `None` where the nodes have the same CPUs as the coordinator.
     runner: Option<Arc<FragmentRunner>>,
+    buffer_pool: Option<Pooled>,
+}
+
+/// The buffer pool, and as what scans ask it.
+#[derive(Debug)]
+struct Pooled {
+    pool: Arc<BufferPool>,
+    member: Arc<Member>,
 }
 
 impl Cluster {
@@ -159,7 +173,8 @@ impl Cluster {
         clients: Arc<dyn StorageClients>,
         snapshot: &Snapshot,
         epoch: Epoch,
-        runner: Option<FragmentRunner>,
+        runner: Option<Arc<FragmentRunner>>,
+        buffer_pool: Option<Arc<BufferPool>>,
     ) -> Self {
         let cluster = Self {
             environment,
@@ -168,7 +183,11 @@ impl Cluster {
             look_wanted: Notify::new(),
             epoch: AtomicU64::new(epoch.0),
             cluster_id: snapshot.cluster_id,
-            runner: runner.map(Arc::new),
+            runner,
+            buffer_pool: buffer_pool.map(|pool| {
+                let client = Arc::new(BufferPoolClient(Arc::clone(&pool)));
+                Pooled { pool, member: Arc::new(Member::new(BufferPool::entry(), client)) }
+            }),
         };
         cluster.update(snapshot);
         cluster
@@ -177,6 +196,16 @@ impl Cluster {
     /// Who runs what nodes hand back, if anyone does.
     pub(crate) fn runner(&self) -> Option<Arc<FragmentRunner>> {
         self.runner.clone()
+    }
+
+    /// The buffer pool, if there is one.
+    pub(crate) fn buffer_pool(&self) -> Option<&Arc<BufferPool>> {
+        self.buffer_pool.as_ref().map(|pooled| &pooled.pool)
+    }
+
+    /// The buffer pool as a replica of what it holds.
+    pub(crate) fn buffer_pool_member(&self) -> Option<&Arc<Member>> {
+        self.buffer_pool.as_ref().map(|pooled| &pooled.member)
     }
 
     pub(crate) fn environment(&self) -> &Environment {

@@ -45,9 +45,10 @@ use futures::FutureExt;
 use parking_lot::Mutex;
 use rayon::ThreadPool;
 
+use crate::buffer_pool::{BufferPool, Loader};
 use crate::cluster::Cluster;
 use crate::file_policy::{FileAccess, PolicyObjectStores};
-use crate::limits::CONTROL_TIMEOUT;
+use crate::limits::{BUFFER_POOL_RESULTS_PART, CONTROL_TIMEOUT};
 use crate::memory_pool::HeadroomPool;
 use crate::plan_cache::PlanCache;
 use crate::query::QueryLog;
@@ -79,11 +80,13 @@ pub struct EngineOptions {
     pub target_partitions: Option<usize>,
     /// Which local files SQL may read and write.
     pub file_access: FileAccess,
+    /// Memory for decoded columns of hot segments, bytes, beside the memory limit; 0: none are kept.
+    pub buffer_pool_bytes: u64,
 }
 
 impl EngineOptions {
     /// The memory limit, or its default.
-    pub(crate) fn memory_limit_bytes(&self) -> usize {
+    pub fn memory_limit_bytes(&self) -> usize {
         const DEFAULT_MEMORY_BYTES: u64 = 4 << 30;
         usize::try_from(self.memory_limit_bytes.unwrap_or(DEFAULT_MEMORY_BYTES)).unwrap_or(usize::MAX)
     }
@@ -206,11 +209,18 @@ impl Engine {
         let snapshot = manifest.snapshot();
         let (tasks, threads) = (TaskGroup::new(), std::thread::available_parallelism().map_or(2, NonZeroUsize::get));
         // An embedded node has the CPUs of this process: nothing is gained by handing back.
-        let runner = match &embedded_node {
-            Some(_) => None,
-            None => Some(FragmentRunner::new(Arc::clone(&environment.clock), threads, tasks.clone())?),
+        let pool_bytes = usize::try_from(options.buffer_pool_bytes).unwrap_or(usize::MAX);
+        let result_bytes = pool_bytes / BUFFER_POOL_RESULTS_PART;
+        let runner = || {
+            FragmentRunner::new(Arc::clone(&environment.clock), threads, tasks.clone(), result_bytes as u64)
+                .map(Arc::new)
         };
-        let cluster = Arc::new(Cluster::new(environment.clone(), clients, &snapshot, epoch, runner));
+        let runner = (embedded_node.is_none() || pool_bytes > 0).then(runner).transpose()?;
+        let of_pool = runner.as_ref().filter(|_| pool_bytes > 0);
+        let pool = of_pool.map(|runner| BufferPool::new(pool_bytes - result_bytes, Arc::clone(runner)));
+        let (pool, wanted) = pool.unzip();
+        let runner = runner.filter(|_| embedded_node.is_none());
+        let cluster = Arc::new(Cluster::new(environment.clone(), clients, &snapshot, epoch, runner, pool.clone()));
         let encode_pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|index| format!("encode-{index}"))
@@ -239,6 +249,10 @@ impl Engine {
         engine.seal_nodes(&snapshot).boxed().await;
         engine.0.tasks.spawn(maintenance::watch(engine.clone()));
         engine.0.tasks.spawn(maintenance::tend(engine.clone()));
+        if let Some((pool, wanted)) = pool.zip(wanted) {
+            let (cluster, queries) = (Arc::clone(engine.cluster()), engine.queries().clone());
+            engine.0.tasks.spawn(Loader { cluster, pool, queries, wanted }.run());
+        }
         Ok(engine)
     }
 

@@ -17,12 +17,14 @@ use std::time::Duration;
 
 use arrow::record_batch::RecordBatch;
 use aubade_catalog::SegmentEntry;
+use aubade_catalog::snapshot::Table;
 use aubade_environment::{Deadline, clock};
 use aubade_planner::prune::prune_segments;
-use aubade_planner::{ScanTask, fragment_cache_enabled, wire_encoding_enabled};
+use aubade_planner::{ScanTask, buffer_pool_enabled, fragment_cache_enabled, wire_encoding_enabled};
 use aubade_proto::{
     Error, ErrorCode, Fragment, NodeId, Result, Retry, ScanEvent, ScanRequest, ScanStatistics, SegmentScan,
 };
+use aubade_storage_node::{FragmentKey, columns_read};
 use datafusion::common::utils::memory::get_record_batch_memory_size;
 use datafusion::error::DataFusionError;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
@@ -32,10 +34,11 @@ use datafusion::prelude::SessionConfig;
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use requests::{Request, RequestNumber, Requests};
 
+use crate::buffer_pool::{BufferPool, TableOfPool};
 use crate::cluster::{Cluster, Member};
 use crate::limits::{
     HEDGE_LOOK_PAUSE, LIMITED_REQUESTS_MAX, REQUESTS_PER_PARTITION_MAX, SCAN_ROUND_PAUSE, SCAN_ROUNDS_MAX,
-    SCAN_TIMEOUT, SEGMENTS_PER_REQUEST_MAX,
+    SCAN_TIMEOUT, SEGMENTS_PER_REQUEST_MAX, WIRE_BYTES_PER_MICRO,
 };
 use crate::query::QueryDeadline;
 
@@ -63,13 +66,15 @@ struct Progress {
     segment: Arc<SegmentEntry>,
     /// Index into the table's segments.
     segment_index: usize,
-    /// What it was asked with first, and its number. A retry asks with the same: filters that became
-    /// known since would let fewer rows pass, and the rows that were handed on could not be counted off.
-    fragment: Option<(usize, Arc<Fragment>)>,
+    /// What it was asked with first. A retry asks with the same: filters that became known since would let fewer rows
+    /// pass, and the rows that were handed on could not be counted off.
+    asked: Option<Arc<Asked>>,
     rows_handed_on: u64,
     done: bool,
     /// A node has handed it back: its columns are read, and it is scanned here.
     fetched: bool,
+    /// Bytes over the wire for it alone.
+    wire_bytes: u64,
     /// Replicas that failed in this round, with what they said.
     failures: Vec<(NodeId, Error)>,
     rounds: usize,
@@ -88,13 +93,50 @@ struct RequestKey {
     fetched: bool,
 }
 
-/// The fragment with the filters that were known last.
-struct Latest {
+/// A fragment that segments are asked with.
+#[derive(Debug)]
+struct Asked {
     /// Counts the fragments of this scan.
     number: usize,
     fragment: Arc<Fragment>,
+    /// The columns that it reads, and its name among results that are kept; where there is a buffer pool.
+    columns: Vec<Arc<str>>,
+    key: Option<FragmentKey>,
+}
+
+/// The fragment with the filters that were known last.
+struct Latest {
+    asked: Arc<Asked>,
     /// The segments of the table that its filters leave.
     kept: BTreeSet<usize>,
+}
+
+/// The buffer pool, as far as a scan uses it.
+struct Pooling {
+    pool: Arc<BufferPool>,
+    member: Arc<Member>,
+    table: Arc<TableOfPool>,
+}
+
+impl Pooling {
+    fn new(cluster: &Cluster, task: &ScanTask) -> Option<Self> {
+        let (pool, member) = (Arc::clone(cluster.buffer_pool()?), Arc::clone(cluster.buffer_pool_member()?));
+        if task.partition == 0 {
+            pool.tick();
+        }
+        let Table { id, name, schema, .. } = task.table.as_ref();
+        let table = TableOfPool { id: *id, name: name.clone(), schema: Arc::clone(schema) };
+        Some(Self { pool, member, table: Arc::new(table) })
+    }
+
+    /// Whether a segment of which no rows were handed on is best scanned here.
+    fn has(&self, progress: &Progress, asked: &Asked) -> bool {
+        let id = progress.segment.id;
+        let failed_here = || progress.failures.iter().any(|(node, _)| *node == BufferPool::NODE);
+        // What a node has kept costs less than a scan, as long as the node is there.
+        let kept = || progress.failures.is_empty() && asked.key.is_some_and(|key| self.pool.is_kept_at_node(id, key));
+        progress.rows_handed_on == 0 && self.pool.holds(id, &asked.columns) && !failed_here() && !kept()
+    }
 }
 
 struct FanOut {
@@ -117,6 +159,8 @@ struct FanOut {
     batch_rows: usize,
     may_keep_results: bool,
     plain_columns: bool,
+    /// `None` where there is no buffer pool, or it is not to be used.
+    pooling: Option<Pooling>,
 }
 
 impl FanOut {
@@ -135,10 +179,11 @@ impl FanOut {
             Ok(Progress {
                 segment,
                 segment_index: *index,
-                fragment: None,
+                asked: None,
                 rows_handed_on: 0,
                 done: false,
                 fetched: false,
+                wire_bytes: 0,
                 failures: Vec::new(),
                 rounds: 0,
             })
@@ -147,6 +192,10 @@ impl FanOut {
         // Taken from the back: reversed, so that segments go out in their order.
         let waiting = (0..segments.len()).rev().collect();
         let rows_left = task.fragment.planned().limit();
+        let pooling = match buffer_pool_enabled(config.options()) {
+            true => Pooling::new(&cluster, &task),
+            false => None,
+        };
         Ok(Self {
             cluster,
             task,
@@ -163,6 +212,7 @@ impl FanOut {
             batch_rows: config.batch_size(),
             may_keep_results: fragment_cache_enabled(config.options()),
             plain_columns: !wire_encoding_enabled(config.options()),
+            pooling,
         })
     }
 
@@ -213,7 +263,9 @@ impl FanOut {
         let now = clock.now();
         let metrics = &self.task.metrics;
         metrics.storage_wait.add_duration(now.saturating_sub(listening));
-        metrics.add_wait(request.member.entry.id, request.silence(listening, now));
+        if !request.member.is_buffer_pool() {
+            metrics.add_wait(request.member.entry.id, request.silence(listening, now));
+        }
         self.requests.listened(listening, now);
         request.heard(now);
         Some((request, event))
@@ -288,6 +340,9 @@ impl FanOut {
             Some(Ok(ScanEvent::Batch { segment_index, batch, rows_through, wire_bytes })) => {
                 let index = asked(&request, segment_index)?;
                 self.task.metrics.add_wire(request.member.entry.id, wire_bytes);
+                if let Some(progress) = self.segments.get_mut(index) {
+                    progress.wire_bytes = progress.wire_bytes.saturating_add(wire_bytes);
+                }
                 let batch = self.take_batch(index, batch, rows_through, &request.member)?;
                 self.ready.extend(batch);
             }
@@ -303,7 +358,7 @@ impl FanOut {
                 for (segment_index, statistics) in segments {
                     let index = asked(&request, segment_index)?;
                     self.merged(index, &request.member)?;
-                    self.segment_done(index, &statistics, &request.member);
+                    self.segment_done(index, &statistics, &request.member, true);
                 }
                 let merged = std::mem::take(&mut request.merged);
                 self.merged_bytes = self.merged_bytes.saturating_sub(std::mem::take(&mut request.merged_bytes));
@@ -311,7 +366,7 @@ impl FanOut {
             }
             Some(Ok(ScanEvent::SegmentDone { segment_index, statistics })) => {
                 let index = asked(&request, segment_index)?;
-                self.segment_done(index, &statistics, &request.member);
+                self.segment_done(index, &statistics, &request.member, false);
             }
             Some(Ok(ScanEvent::SegmentFailed { segment_index, error })) => {
                 let index = asked(&request, segment_index)?;
@@ -326,11 +381,25 @@ impl FanOut {
         Ok(())
     }
 
-    fn segment_done(&mut self, index: usize, statistics: &ScanStatistics, member: &Member) {
-        if let Some(progress) = self.segments.get_mut(index) {
-            progress.done = true;
+    /// A segment is complete; `merged`: nothing was sent for it alone.
+    fn segment_done(&mut self, index: usize, statistics: &ScanStatistics, member: &Member, merged: bool) {
+        let Some(progress) = self.segments.get_mut(index) else { return };
+        progress.done = true;
+        if member.is_buffer_pool() {
+            self.task.metrics.add_pooled_segment(statistics);
+            return;
         }
         self.task.metrics.add_segment(member.entry.id, statistics);
+        let Some((pooling, asked)) = self.pooling.as_ref().zip(progress.asked.as_ref()) else { return };
+        let was_kept = statistics.kept_results > 0;
+        if let Some(key) = asked.key.filter(|_| merged) {
+            pooling.pool.answered_by_node(progress.segment.id, key, was_kept);
+        }
+        // What was kept says nothing of what a scan costs.
+        if !was_kept {
+            let cost = statistics.cpu_micros as f64 + progress.wire_bytes as f64 / WIRE_BYTES_PER_MICRO;
+            pooling.pool.missed(&pooling.table, &progress.segment, &asked.columns, cost);
+        }
     }
 
     /// Makes sure that merged rows can stand for all rows of a segment.
@@ -387,7 +456,15 @@ impl FanOut {
             return Err(error);
         }
         let node = member.entry.id;
-        tracing::warn!(%node, error = %error.chain(), "a replica could not be read; asking another one");
+        if member.is_buffer_pool() {
+            // Where a node would go on after the rows that were handed on is not known.
+            if self.segments.get(index).is_some_and(|progress| progress.rows_handed_on > 0) {
+                return Err(error);
+            }
+            tracing::debug!(error = %error.chain(), "a segment has left the buffer pool; asking a replica");
+        } else {
+            tracing::warn!(%node, error = %error.chain(), "a replica could not be read; asking another one");
+        }
         if error.code() == ErrorCode::SegmentNotFound {
             member.suspect();
         }
@@ -456,7 +533,7 @@ impl FanOut {
     /// passes them.
     fn apply_runtime_filters(&mut self) -> Result<()> {
         let fragment = self.task.fragment.now()?;
-        if !self.latest.as_ref().is_some_and(|latest| Arc::ptr_eq(&latest.fragment, &fragment)) {
+        if !self.latest.as_ref().is_some_and(|latest| Arc::ptr_eq(&latest.asked.fragment, &fragment)) {
             let kept = match Arc::ptr_eq(&fragment, self.task.fragment.planned()) {
                 true => self.task.segments.iter().copied().collect(),
                 false => {
@@ -464,13 +541,19 @@ impl FanOut {
                     prune_segments(statistics, fragment.scan_schema(), fragment.filter()).into_iter().collect()
                 }
             };
-            let number = self.latest.as_ref().map_or(0, |latest| latest.number + 1);
-            self.latest = Some(Latest { number, fragment, kept });
+            let number = self.latest.as_ref().map_or(0, |latest| latest.asked.number + 1);
+            let columns = match &self.pooling {
+                Some(_) => columns_read(&fragment)?,
+                None => Vec::new(),
+            };
+            let keeps = self.pooling.is_some() && self.may_keep_results;
+            let key = if keeps { FragmentKey::of(&fragment, self.batch_rows) } else { None };
+            self.latest = Some(Latest { asked: Arc::new(Asked { number, fragment, columns, key }), kept });
         }
         let Some(latest) = &self.latest else { return Ok(()) };
         let (segments, metrics) = (&mut self.segments, &self.task.metrics);
         self.waiting.retain(|index| {
-            let Some(progress) = segments.get_mut(*index).filter(|progress| progress.fragment.is_none()) else {
+            let Some(progress) = segments.get_mut(*index).filter(|progress| progress.asked.is_none()) else {
                 return true;
             };
             progress.done = !latest.kept.contains(&progress.segment_index);
@@ -506,12 +589,13 @@ impl FanOut {
         let open_max = if self.rows_left.is_some() { LIMITED_REQUESTS_MAX } else { REQUESTS_PER_PARTITION_MAX };
         let new_max = open_max.saturating_sub(self.requests.len());
         let busy = self.requests.nodes();
-        let latest = self.latest.as_ref().map_or(0, |latest| latest.number);
+        let latest = self.latest.as_ref().map(|latest| Arc::clone(&latest.asked));
         let mut left: Vec<(usize, Vec<Arc<Member>>)> = Vec::new();
         let mut exhausted = None;
         let put = |requests: &mut Requested, progress: &Progress, index: usize, member: &Arc<Member>| {
-            let fragment = progress.fragment.as_ref().map_or(latest, |(number, _)| *number);
-            let key = RequestKey { node: member.entry.id, fragment, fetched: progress.fetched };
+            let fragment = progress.asked.as_ref().or(latest.as_ref()).map_or(0, |asked| asked.number);
+            let fetched = progress.fetched && !member.is_buffer_pool();
+            let key = RequestKey { node: member.entry.id, fragment, fetched };
             let room = new_max.saturating_sub(requests.len());
             match requests.get_mut(&key) {
                 Some((_, segments)) if segments.len() < SEGMENTS_PER_REQUEST_MAX => segments.push(index),
@@ -524,6 +608,16 @@ impl FanOut {
         };
         while let Some(index) = self.waiting.pop() {
             let Some(progress) = self.segments.get(index) else { continue };
+            let asked = progress.asked.as_ref().or(latest.as_ref());
+            if let Some((pooling, _)) =
+                self.pooling.as_ref().zip(asked).filter(|(pooling, asked)| pooling.has(progress, asked))
+            {
+                // What has to wait for its turn waits: elsewhere it would cost more.
+                if !put(requests, progress, index, &pooling.member) {
+                    left.push((index, Vec::new()));
+                }
+                continue;
+            }
             let mut replicas = self.cluster.replicas(&progress.segment);
             replicas.retain(|member| !progress.failures.iter().any(|(node, _)| *node == member.entry.id));
             let Some(first) = replicas.first() else {
@@ -553,10 +647,9 @@ impl FanOut {
         if rival.is_none() && progress.clone().any(|progress| progress.rounds > 0 || !progress.failures.is_empty()) {
             self.task.metrics.retries.add(1);
         }
-        let asked = progress.clone().find_map(|progress| progress.fragment.clone());
-        let latest = || self.latest.as_ref().map(|latest| (latest.number, Arc::clone(&latest.fragment)));
-        let asked = asked.or_else(latest).unwrap_or_else(|| (0, Arc::clone(self.task.fragment.planned())));
-        let fragment = &asked.1;
+        let asked = progress.clone().find_map(|progress| progress.asked.clone());
+        let asked = asked.or_else(|| self.latest.as_ref().map(|latest| Arc::clone(&latest.asked)));
+        let fragment = asked.as_ref().map_or_else(|| self.task.fragment.planned(), |asked| &asked.fragment);
         let fragment = match self.rows_left {
             None => Arc::clone(fragment),
             limit => Arc::new(fragment.with_limit(limit)),
@@ -573,14 +666,16 @@ impl FanOut {
             may_keep_results: self.may_keep_results,
             plain_columns: self.plain_columns,
         };
-        let fetched = progress.clone().any(|progress| progress.fetched);
+        let fetched = !member.is_buffer_pool() && progress.clone().any(|progress| progress.fetched);
         let entries: Vec<_> = progress.map(|progress| Arc::clone(&progress.segment)).collect();
         for index in &segments {
             if let Some(progress) = self.segments.get_mut(*index) {
-                progress.fragment.get_or_insert_with(|| asked.clone());
+                progress.asked = progress.asked.take().or_else(|| asked.clone());
             }
         }
-        self.task.metrics.add_request(&member.entry);
+        if !member.is_buffer_pool() {
+            self.task.metrics.add_request(&member.entry);
+        }
         let client = Arc::clone(&member.client);
         let events = match self.cluster.runner().filter(|_| fetched) {
             Some(runner) => {

@@ -4,6 +4,7 @@
 //! the background work. [`Session`] runs SQL on it. [`flight::serve_flight`] offers sessions to
 //! Flight SQL clients; a program that embeds Aubade uses them directly.
 
+mod buffer_pool;
 mod cluster;
 pub mod engine;
 mod fanout;
@@ -12,6 +13,7 @@ pub mod flight;
 mod limits;
 mod maintenance;
 mod memory_pool;
+mod node_reader;
 mod plan_cache;
 pub mod query;
 pub mod session;

@@ -49,6 +49,22 @@ pub(crate) const SLOW_NODE_PENALTY: Duration = Duration::from_secs(5);
 /// Time after which a node that was asked how it does, and has not answered, counts as stalled. The answer does not wait
 /// for the CPU pool that scans run on.
 pub(crate) const STALLED_AFTER: Duration = Duration::from_millis(500);
+/// Segments that wait to be loaded into the buffer pool.
+pub(crate) const BUFFER_POOL_QUEUE: usize = 1_024;
+/// Columns of segments that are not in the buffer pool, and of which it is known what they are worth.
+pub(crate) const BUFFER_POOL_PAST_MAX: u64 = 100_000;
+/// Segments that CACHE TABLE loads at a time: bounds what is held beside the pool.
+pub(crate) const BUFFER_POOL_LOADS_AT_A_TIME: usize = 2;
+/// How many times as long as the last load took the next one waits for queries to end.
+pub(crate) const BUFFER_POOL_PAUSE_FACTOR: u32 = 20;
+/// Time for one replica to give columns of a segment.
+pub(crate) const BUFFER_POOL_LOAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pause between two looks at whether they have.
+pub(crate) const BUFFER_POOL_IDLE_LOOK: Duration = Duration::from_millis(20);
+/// The part of the buffer pool that results of fragments over its columns may take.
+pub(crate) const BUFFER_POOL_RESULTS_PART: usize = 16;
+/// Bytes that cross a wire of 1 Gbit/s in a microsecond: what bytes cost beside time at storage.
+pub(crate) const WIRE_BYTES_PER_MICRO: f64 = 125.0;
 /// Statements whose plans are kept: bounds their memory, which is not counted in bytes.
 pub(crate) const PLAN_CACHE_ENTRIES_MAX: u64 = 512;
 /// Time after which a plan that nobody asked for is forgotten.

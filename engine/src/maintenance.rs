@@ -84,6 +84,13 @@ impl Tending {
         // Before anything is asked: what a node lacks of this version it has lost since.
         let snapshot = engine.manifest().snapshot();
         let probes = probe_nodes(engine, &snapshot).boxed().await;
+        let collect = self.looks.is_multiple_of(PROBES_PER_COLLECTION);
+        if let Some(pool) = engine.cluster().buffer_pool().filter(|_| collect) {
+            let live = engine.live_snapshots();
+            let segments = live.iter().flat_map(|live| live.segments()).map(|segment| segment.id).collect();
+            let tables = live.iter().flat_map(|live| live.relations.values()).map(|relation| relation.id()).collect();
+            pool.retain_segments(&segments, &tables);
+        }
         if engine.check_writable().is_err() {
             // Another writer has taken over: it looks after the cluster now.
             return Ok(());
@@ -92,7 +99,6 @@ impl Tending {
             // Whatever could not be repaired without it may work now.
             self.waits.clear();
         }
-        let collect = self.looks.is_multiple_of(PROBES_PER_COLLECTION);
         let due: Vec<&Probe> = probes.iter().filter(|probe| self.is_due(probe, collect)).collect();
         self.answered = probes.iter().map(|probe| (probe.member.entry.id, probe.info.instance)).collect();
         let holdings = audit::holdings(engine, &snapshot, &due).boxed().await;

@@ -17,7 +17,7 @@ const SORT_MERGE: &str = "ExternalSorterMerge[";
 /// The consumer of an exchange between partitions: it can spill, and holds next to nothing as long as rows are read.
 const EXCHANGE: &str = "RepartitionExec[";
 
-/// A fair pool in which consumers that can do with less leave a fifth to those that can only fail, and in which a sort
+/// A fair pool in which consumers that can do with less leave a third to those that can only fail, and in which a sort
 /// has its share for rows and merging together.
 ///
 /// In DataFusion's fair pool, the merges of two sorts take all: the operator that reads from both gets nothing, or one of
@@ -109,7 +109,7 @@ impl HeadroomPool {
     /// A pool of that many bytes.
     pub(crate) fn new(bytes: usize) -> Self {
         let inner = FairSpillPool::new(bytes);
-        Self { inner, elastic_bytes_max: bytes - bytes / 5, elastic: Mutex::default() }
+        Self { inner, elastic_bytes_max: bytes - bytes / 3, elastic: Mutex::default() }
     }
 }
 
@@ -197,8 +197,8 @@ mod tests {
     }
 
     #[test]
-    fn sorts_have_equal_shares_and_leave_a_fifth() {
-        let pool: Arc<dyn MemoryPool> = Arc::new(HeadroomPool::new(1000));
+    fn sorts_have_equal_shares_and_leave_a_third() {
+        let pool: Arc<dyn MemoryPool> = Arc::new(HeadroomPool::new(1200));
         let ((sorter, merge), (other_sorter, other_merge)) = (sort(&pool, 0), sort(&pool, 1));
         let fixed = MemoryConsumer::new("SortPreservingMergeExec[0]").register(&pool);
         let _exchange = MemoryConsumer::new("RepartitionExec[0]").with_can_spill(true).register(&pool);
@@ -212,9 +212,9 @@ mod tests {
         merge.try_grow(100).unwrap();
         other_merge.try_grow(400).unwrap();
         other_sorter.try_grow(1).unwrap_err();
-        fixed.try_grow(200).unwrap();
+        fixed.try_grow(400).unwrap();
         fixed.try_grow(1).unwrap_err();
-        assert_eq!(pool.reserved(), 1000);
+        assert_eq!(pool.reserved(), 1200);
         drop(sorter);
         other_sorter.try_grow(1).unwrap_err();
         drop(merge);
@@ -222,12 +222,12 @@ mod tests {
         drop((other_sorter, other_merge, fixed));
         assert_eq!(pool.reserved(), 0);
         let all = MemoryConsumer::new("HashJoinInput").register(&pool);
-        all.try_grow(1000).unwrap();
+        all.try_grow(1200).unwrap();
     }
 
     #[test]
-    fn one_sort_has_all_but_a_fifth_and_none_is_remembered() {
-        let pool = Arc::new(HeadroomPool::new(1000));
+    fn one_sort_has_all_but_a_third_and_none_is_remembered() {
+        let pool = Arc::new(HeadroomPool::new(1200));
         let shared: Arc<dyn MemoryPool> = Arc::clone(&pool) as _;
         let (sorter, merge) = sort(&shared, 3);
         sorter.try_grow(800).unwrap();

@@ -73,6 +73,8 @@ pub struct QueryRecord {
     pub segments_scanned: u64,
     /// Of these, those whose result a node had kept from an earlier time.
     pub segments_kept: u64,
+    /// Of those answered for, those whose columns were in the buffer pool.
+    pub segments_pooled: u64,
     /// Row groups of the segments read.
     pub row_groups: u64,
     /// Of these, those that statistics or a Bloom filter ruled out.
@@ -137,6 +139,11 @@ impl QueryLog {
     /// Counters over all queries, the forgotten ones too.
     pub fn metrics(&self) -> Vec<Metric> {
         self.totals.metrics()
+    }
+
+    /// Statements that are planned, or whose result is read.
+    pub(crate) fn running(&self) -> u64 {
+        self.totals.running()
     }
 
     fn begin(&self, record: QueryRecord) {
@@ -209,6 +216,7 @@ impl QueryRun {
             segments_pruned: 0,
             segments_scanned: 0,
             segments_kept: 0,
+            segments_pooled: 0,
             row_groups: 0,
             row_groups_pruned: 0,
             rows_pruned_pages: 0,

@@ -1,5 +1,6 @@
 //! Statements: parsing, and what each kind does.
 
+mod buffers;
 pub(crate) mod conform;
 mod drop;
 mod external;
@@ -32,6 +33,7 @@ use datafusion::sql::sqlparser::ast::{DiscardObject, Statement as SqlAst};
 
 pub(crate) use kept::run as run_kept;
 pub(crate) use named::NamedStatement;
+use parse::Body;
 pub(crate) use parse::Statement;
 
 use crate::engine::Engine;
@@ -141,8 +143,12 @@ pub(crate) async fn run(
     statement: Statement,
     parameters: Parameters,
 ) -> Result<QueryOutput> {
-    unsupported::check(&statement.ast)?;
-    match statement.ast {
+    let ast = match statement.body {
+        Body::Sql(ast) => ast,
+        Body::Buffers(statement) => return buffers::run(&context, statement).await,
+    };
+    unsupported::check(&ast)?;
+    match ast {
         Ast::CreateExternalTable(create) => external::create(&context, create, &statement.text).await,
         Ast::Statement(ast) => match *ast {
             SqlAst::CreateTable(create) => tables::create(&context, create, &parameters).await,
@@ -160,10 +166,7 @@ pub(crate) async fn run(
             SqlAst::Deallocate { name, .. } => named::deallocate(&context, &name),
             SqlAst::Discard { object_type: DiscardObject::PLANS } => kept::discard(&context),
             SqlAst::Discard { object_type } => Err(kept::cannot_discard(&object_type.to_string())),
-            ast @ SqlAst::Execute { .. } => {
-                let plan = named::execute(&context, ast).await?;
-                run_plan(&context, plan).await
-            }
+            ast @ SqlAst::Execute { .. } => named::run(context, ast).await,
             ast => run_ast(&context, Ast::Statement(Box::new(ast)), &parameters).await,
         },
         ast => run_ast(&context, ast, &parameters).await,
@@ -195,10 +198,12 @@ async fn run_plan(context: &StatementContext, plan: LogicalPlan) -> Result<Query
 
 /// Plans a statement without running it.
 pub(crate) async fn describe(context: &StatementContext, statement: Statement, sql: String) -> Result<Prepared> {
-    unsupported::check(&statement.ast)?;
-    let plan = match statement.ast {
-        Ast::CreateExternalTable(_) => None,
-        Ast::Statement(ast) => match *ast {
+    if let Body::Sql(ast) = &statement.body {
+        unsupported::check(ast)?;
+    }
+    let plan = match statement.body {
+        Body::Buffers(_) | Body::Sql(Ast::CreateExternalTable(_)) => None,
+        Body::Sql(Ast::Statement(ast)) => match *ast {
             // Their names need not resolve before they run, or resolve to what they make.
             SqlAst::CreateView(_)
             | SqlAst::CreateSchema { .. }
@@ -206,10 +211,10 @@ pub(crate) async fn describe(context: &StatementContext, statement: Statement, s
             | SqlAst::Prepare { .. }
             | SqlAst::Deallocate { .. }
             | SqlAst::Discard { .. } => None,
-            ast @ SqlAst::Execute { .. } => Some(named::execute(context, ast).await?),
+            ast @ SqlAst::Execute { .. } => Some(named::plan(context, ast).await?),
             ast => Some(context.plan(Ast::Statement(Box::new(ast))).await?),
         },
-        ast => Some(context.plan(ast).await?),
+        Body::Sql(ast) => Some(context.plan(ast).await?),
     };
     let empty: SchemaRef = Arc::new(Schema::empty());
     let Some(plan) = plan else {

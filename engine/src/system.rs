@@ -10,15 +10,17 @@ use datafusion::catalog::{MemTable, TableProvider};
 use datafusion::error::DataFusionError;
 use serde::Serialize;
 
+use crate::buffer_pool::BufferPoolLine;
 use crate::engine::Engine;
 use crate::query::Metric;
 
 /// The tables, in the order of their names.
-pub(crate) const TABLES: &[&str] = &["metrics", "plan_cache", "queries"];
+pub(crate) const TABLES: &[&str] = &["buffer_pool", "metrics", "plan_cache", "queries"];
 
 /// A table of the schema, if there is one of that name.
 pub(crate) fn table(engine: &Engine, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
     let rows = match name {
+        "buffer_pool" => rows(buffer_pool_schema(), &buffer_pool(engine))?,
         "metrics" => rows(metrics_schema(), &metrics(engine))?,
         "plan_cache" => rows(plan_cache_schema(), &engine.plans().lines())?,
         "queries" => rows(queries_schema(), &engine.queries().recent())?,
@@ -37,6 +39,11 @@ fn metrics(engine: &Engine) -> Vec<Metric> {
     metrics.push(Metric::new("memory_limit_bytes", count(limit), "memory that queries may use together"));
     metrics.push(Metric::new("memory_reserved_bytes", count(pool.reserved()), "memory that queries use now"));
     metrics.push(Metric::new("plan_cache_misses", engine.plans().misses(), "queries whose plan was not kept yet"));
+    if let Some(pool) = engine.cluster().buffer_pool() {
+        let (bytes_max, bytes) = (count(pool.bytes_max()), count(pool.bytes()));
+        metrics.push(Metric::new("buffer_pool_limit_bytes", bytes_max, "memory that decoded columns may take"));
+        metrics.push(Metric::new("buffer_pool_bytes", bytes, "memory that decoded columns take now"));
+    }
     for member in engine.cluster().members() {
         let label = Some(member.entry.address.clone());
         let alive = u64::from(member.is_alive() && !member.is_stalled());
@@ -61,6 +68,30 @@ fn metrics_schema() -> SchemaRef {
         Field::new("label", DataType::Utf8View, true),
         Field::new("value", DataType::UInt64, false),
         Field::new("description", DataType::Utf8View, false),
+    ]))
+}
+
+/// What the buffer pool holds of the tables of the newest version.
+fn buffer_pool(engine: &Engine) -> Vec<BufferPoolLine> {
+    let snapshot = engine.manifest().snapshot();
+    let names = snapshot.relations.iter().map(|(name, relation)| (relation.id(), name.clone())).collect();
+    engine.cluster().buffer_pool().map(|pool| pool.lines(&names)).unwrap_or_default()
+}
+
+/// The fields of [`BufferPoolLine`].
+fn buffer_pool_schema() -> SchemaRef {
+    let text = |name: &str| Field::new(name, DataType::Utf8View, false);
+    let number = |name: &str| Field::new(name, DataType::UInt64, false);
+    Arc::new(Schema::new(vec![
+        text("schema_name"),
+        text("table_name"),
+        text("column_name"),
+        number("segments"),
+        number("bytes"),
+        Field::new("pinned", DataType::Boolean, false),
+        number("hits"),
+        number("misses"),
+        number("saved_micros"),
     ]))
 }
 
@@ -96,6 +127,7 @@ fn queries_schema() -> SchemaRef {
         "segments_pruned",
         "segments_scanned",
         "segments_kept",
+        "segments_pooled",
         "row_groups",
         "row_groups_pruned",
         "rows_pruned_pages",

@@ -77,7 +77,9 @@ pub use embedded::{FragmentInfo, PlannedQuery, Planner, PlannerOptions, storage_
 pub use errors::improve_error;
 pub use kept_plan::KeptPlan;
 pub use opaque::Opaque;
-pub use options::{AubadeOptions, Pushdown, fragment_cache_enabled, plan_cache_enabled, wire_encoding_enabled};
+pub use options::{
+    AubadeOptions, Pushdown, buffer_pool_enabled, fragment_cache_enabled, plan_cache_enabled, wire_encoding_enabled,
+};
 pub use refusal::{NotPushed, Reason, Refusal};
 pub use runtime_filter::RuntimeFragment;
 pub use scan_exec::StorageScanExec;

@@ -61,6 +61,8 @@ pub struct AubadeOptions {
     pub fragment_cache: bool,
     /// Whether plans of queries are kept for the next time.
     pub plan_cache: bool,
+    /// Whether scans use the buffer pool, and fill it.
+    pub buffer_pool: bool,
     /// Whether storage nodes send columns in the bytes that they need. For measurements.
     pub wire_encoding: bool,
 }
@@ -72,6 +74,7 @@ impl Default for AubadeOptions {
             broadcast_bytes: BROADCAST_BYTES,
             fragment_cache: true,
             plan_cache: true,
+            buffer_pool: true,
             wire_encoding: true,
         }
     }
@@ -99,6 +102,7 @@ impl ExtensionOptions for AubadeOptions {
             "pushdown" => self.pushdown = value.parse()?,
             "broadcast_bytes" => self.broadcast_bytes = bytes(key, value, BROADCAST_BYTES_MAX)?,
             "fragment_cache" => self.fragment_cache = switch(key, value)?,
+            "buffer_pool" => self.buffer_pool = switch(key, value)?,
             "plan_cache" => self.plan_cache = switch(key, value)?,
             "wire_encoding" => self.wire_encoding = switch(key, value)?,
             _ => return config_err!("there is no setting aubade.{key}; SHOW ALL lists the settings"),
@@ -125,6 +129,11 @@ impl ExtensionOptions for AubadeOptions {
                 "Whether storage nodes keep what aggregates make of single segments for the next time",
             ),
             entry("plan_cache", self.plan_cache.to_string(), "Whether plans of queries are kept for the next time"),
+            entry(
+                "buffer_pool",
+                self.buffer_pool.to_string(),
+                "Whether scans use the buffer pool of the coordinator, and fill it",
+            ),
             entry(
                 "wire_encoding",
                 self.wire_encoding.to_string(),
@@ -167,6 +176,11 @@ pub fn fragment_cache_enabled(config: &ConfigOptions) -> bool {
 /// Whether plans are kept, by the settings of the session.
 pub fn plan_cache_enabled(config: &ConfigOptions) -> bool {
     config.extensions.get::<AubadeOptions>().is_none_or(|options| options.plan_cache)
+}
+
+/// Whether scans use the buffer pool, by the settings of the session.
+pub fn buffer_pool_enabled(config: &ConfigOptions) -> bool {
+    config.extensions.get::<AubadeOptions>().is_none_or(|options| options.buffer_pool)
 }
 
 /// Whether columns are sent in the bytes that they need, by the settings of the session.

@@ -10,7 +10,7 @@ use datafusion::physical_plan::ExecutionPlan;
 
 use crate::rewrite::{
     BroadcastJoins, CollectJoinKeys, PushFragment, PushHaving, PushReduction, Pushable, ShareScans, SmallerBuildSides,
-    YieldingJoins,
+    UnorderedGroupingSets, YieldingJoins,
 };
 
 type Rules = Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>>;
@@ -29,6 +29,7 @@ impl Pipeline {
         let mut rules = PhysicalOptimizer::new().rules;
         let position = |rules: &Rules, name: &str| rules.iter().position(|rule| rule.name() == name);
         let pushable = Arc::new(Pushable::new());
+        rules.insert(0, Arc::new(UnorderedGroupingSets));
         let by_statistics = position(&rules, "aggregate_statistics").unwrap_or_default();
         rules.insert(by_statistics, Arc::new(PushFragment::new(Arc::clone(&pushable))));
         let selected = position(&rules, "join_selection").map_or(rules.len(), |selection| selection + 1);
@@ -46,6 +47,8 @@ impl Pipeline {
 }
 
 /// DataFusion's rules with ours among them.
+///
+/// [`UnorderedGroupingSets`] comes first: any rule may look at orders.
 ///
 /// [`PushFragment`] comes before any rule that looks at statistics or puts an operator in between: filters are in the
 /// scans when join orders are chosen, and no repartitioning separates the two yet. What later rules push down still
@@ -99,7 +102,7 @@ mod tests {
     fn fragments_are_pushed_before_statistics_are_used() {
         let rules = physical_optimizer_rules();
         let names: Vec<_> = rules.iter().map(|rule| rule.name()).collect();
-        assert_eq!(names[..3], ["OutputRequirements", "PushFragment", "aggregate_statistics"]);
+        assert_eq!(names[..4], ["UnorderedGroupingSets", "OutputRequirements", "PushFragment", "aggregate_statistics"]);
         let position = |wanted| names.iter().position(|name| *name == wanted).unwrap();
         assert_eq!(position("join_selection") + 1, position("SmallerBuildSides"));
         assert_eq!(position("PushReduction") + 1, position("PushHaving"));

@@ -10,6 +10,7 @@ pub mod push_reduction;
 pub mod pushable;
 pub mod share_scans;
 pub mod smaller_build_sides;
+pub mod unordered_grouping_sets;
 pub mod yielding_joins;
 
 pub use aggregate_before_join::AggregateBeforeJoin;
@@ -21,4 +22,5 @@ pub use push_reduction::PushReduction;
 pub use pushable::Pushable;
 pub use share_scans::ShareScans;
 pub use smaller_build_sides::SmallerBuildSides;
+pub use unordered_grouping_sets::UnorderedGroupingSets;
 pub use yielding_joins::YieldingJoins;

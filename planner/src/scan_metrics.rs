@@ -31,6 +31,8 @@ pub struct ScanMetrics {
     pub segments_scanned: Count,
     /// Of these, those whose result a node had kept from an earlier time.
     pub segments_kept: Count,
+    /// Of those scanned, those whose columns were in the buffer pool of the coordinator.
+    pub segments_pooled: Count,
     /// Requests sent to storage nodes.
     pub requests: Count,
     /// Of these, those that repeat what another replica did not finish.
@@ -126,6 +128,7 @@ impl ScanMetrics {
             segments_pruned_runtime: counter("segments_pruned_runtime"),
             segments_scanned: counter("segments_scanned"),
             segments_kept: counter("segments_kept"),
+            segments_pooled: counter("segments_pooled"),
             requests: counter("requests"),
             retries: counter("retries"),
             pushbacks: counter("pushbacks"),
@@ -169,14 +172,7 @@ impl ScanMetrics {
     /// Adds what a storage node says of one segment. Its `rows_out` are not added to the output rows of the scan, which
     /// are counted where they come out.
     pub fn add_segment(&self, node: NodeId, statistics: &ScanStatistics) {
-        self.segments_scanned.add(1);
-        add(&self.segments_kept, statistics.kept_results);
-        add(&self.row_groups, statistics.row_groups);
-        add(&self.row_groups_pruned_statistics, statistics.row_groups_pruned_statistics);
-        add(&self.row_groups_pruned_bloom, statistics.row_groups_pruned_bloom);
-        add(&self.rows_pruned_pages, statistics.rows_pruned_pages);
-        add(&self.rows_in, statistics.rows_in);
-        add(&self.bytes_read, statistics.bytes_read);
+        self.add_scanned(statistics);
         let cpu = Duration::from_micros(statistics.cpu_micros);
         // DataFusion counts a nanosecond even for nothing.
         if !cpu.is_zero() {
@@ -189,6 +185,23 @@ impl ScanMetrics {
         counters.rows_out = counters.rows_out.saturating_add(statistics.rows_out);
         counters.bytes_read = counters.bytes_read.saturating_add(statistics.bytes_read);
         counters.cpu = counters.cpu.saturating_add(cpu);
+    }
+
+    /// Adds what a scan over the buffer pool says of one segment.
+    pub fn add_pooled_segment(&self, statistics: &ScanStatistics) {
+        self.add_scanned(statistics);
+        self.segments_pooled.add(1);
+    }
+
+    fn add_scanned(&self, statistics: &ScanStatistics) {
+        self.segments_scanned.add(1);
+        add(&self.segments_kept, statistics.kept_results);
+        add(&self.row_groups, statistics.row_groups);
+        add(&self.row_groups_pruned_statistics, statistics.row_groups_pruned_statistics);
+        add(&self.row_groups_pruned_bloom, statistics.row_groups_pruned_bloom);
+        add(&self.rows_pruned_pages, statistics.rows_pruned_pages);
+        add(&self.rows_in, statistics.rows_in);
+        add(&self.bytes_read, statistics.bytes_read);
     }
 
     /// Notes that a request to a node was waited for so long.

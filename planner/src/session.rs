@@ -5,6 +5,7 @@ use std::sync::Arc;
 use aubade_catalog::Snapshot;
 use aubade_catalog::snapshot::DEFAULT_SCHEMA;
 use datafusion::catalog::EmptyCatalogProviderList;
+use datafusion::common::config::ConfigNonZeroUsize;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::{SessionState, SessionStateBuilder};
 use datafusion::prelude::SessionConfig;
@@ -36,6 +37,11 @@ pub fn session_config(options: &PlannerOptions) -> SessionConfig {
     settings.optimizer.prefer_hash_join = true;
     // DataFusion 55 panics in it where a group key is NaN.
     settings.optimizer.enable_topk_aggregation = false;
+    // A file per batch that an exchange spills: where two of its inputs have files open, it waits for the older one while
+    // the batch is in the newer one, for ever (<https://github.com/apache/datafusion/issues/24883>).
+    if let Ok(least) = ConfigNonZeroUsize::try_new(1) {
+        settings.execution.max_spill_file_size_bytes = least;
+    }
     // Of external files. Row filters inside of the Parquet reader stay off: they can cost more than they save.
     settings.execution.parquet.pruning = true;
     settings.execution.parquet.enable_page_index = true;

@@ -30,6 +30,7 @@ use datafusion::physical_plan::windows::{BoundedWindowAggExec, WindowAggExec};
 
 use crate::access::TableAccess;
 use crate::pipeline::{apply_rules, last_rules};
+use crate::rewrite::unordered_grouping_sets::UnorderedExec;
 use crate::scan_exec::StorageScanExec;
 
 /// See the module's doc. It keeps no snapshot and nobody who runs scans alive.
@@ -125,6 +126,7 @@ fn starts_anew(node: &dyn ExecutionPlan) -> bool {
         || node.is::<SortMergeJoinExec>()
         || node.is::<SortPreservingMergeExec>()
         || node.is::<UnionExec>()
+        || node.is::<UnorderedExec>()
         || node.is::<WindowAggExec>()
 }
 

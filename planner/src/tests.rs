@@ -229,6 +229,25 @@ async fn aggregates_and_first_rows_are_pushed() {
     }
 }
 
+#[tokio::test]
+async fn orders_over_grouping_sets_keep_what_a_filter_makes_constant() {
+    for (below, expected) in [
+        ("orders where buyer = 3", ["3", "3", "", ""].as_slice()),
+        ("orders join customer on customer.id = buyer where buyer = 3", &["3", "3", "", ""]),
+        (
+            "(select buyer, status from orders where id in (1, 21, 31) order by buyer limit 9)",
+            &["1", "1", "", "", "", ""],
+        ),
+    ] {
+        let sql = format!("select buyer from {below} group by cube (buyer, status) order by buyer limit 6");
+        for pushdown in ["auto", "on", "off"] {
+            let (plan, got) = with_settings(&sql, &[("aubade.pushdown", pushdown)]).await;
+            let got: Vec<_> = got.iter().skip(1).map(|line| line.trim_matches([' ', '|'])).collect();
+            assert_eq!(got, expected, "{sql}\n{plan}");
+        }
+    }
+}
+
 /// Three segments of a key that ascends over them, with a value in common to each two, and nulls in the last one.
 fn visits() -> MemoryTable {
     let segment = |first: i64| {

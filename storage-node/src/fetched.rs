@@ -4,7 +4,6 @@
 //! ended here, and the other way round. All bytes that it may need are fetched before it begins, since it does not wait
 //! for the network.
 
-use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
@@ -20,10 +19,13 @@ use parquet::arrow::async_reader::MetadataFetch;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader};
 
-use crate::cpu::CpuPool;
+use crate::cpu::{CpuPool, CpuUse};
+use crate::decoded::{DecodedColumn, DecodedSegment, DecodedSegments, missing};
 use crate::limits::{BLOCK_BYTES, FETCHED_FOOTER_BYTES};
 use crate::options::StorageNodeOptions;
-use crate::scan::{self, Footer, FragmentPlan, ScanBounds, ScanContext, ScanResources, SegmentSource};
+use crate::scan::{
+    self, Footer, FragmentPlan, OpenSegment, ResultCache, ScanBounds, ScanContext, ScanResources, SegmentSource,
+};
 use crate::segment_store::{Blocks, SegmentBytes};
 
 /// Reads ranges of one segment from wherever it is, verified.
@@ -45,15 +47,16 @@ pub struct FetchedSegment {
 }
 
 impl FetchedSegment {
-    /// Fetches the footer of a segment and the columns that `fragment` reads. `length_bytes` are those of the whole file;
-    /// `reserve` is told how many bytes of columns will come, before any does.
+    /// Fetches the footer of a segment and `columns` of it, as far as it has them; [`columns_read`] gives those of a
+    /// fragment. `length_bytes` are those of the whole file; `reserve` is told how many bytes of columns will come, before
+    /// any does.
     ///
     /// # Errors
     /// Those of `reader` and of `reserve`; `FileUnreadable` when the footer cannot be decoded.
     pub async fn fetch(
         id: SegmentId,
         length_bytes: u64,
-        fragment: &Fragment,
+        columns: &[Arc<str>],
         reader: &dyn RangeReader,
         reserve: impl FnOnce(u64) -> Result<()>,
     ) -> Result<Self> {
@@ -63,12 +66,12 @@ impl FetchedSegment {
             .load_and_finish(FooterReader(reader), length_bytes)
             .await
             .map_err(|error| unreadable(id, error))?;
-        let ranges = column_ranges(id, &metadata, fragment, length_bytes)?;
+        let ranges = column_ranges(id, &metadata, columns, length_bytes)?;
         reserve(ranges.iter().map(|range| range.end - range.start).sum())?;
         // No ranges would mean the whole segment; rows that are only counted need no column.
-        let columns = if ranges.is_empty() { Vec::new() } else { reader.read(&ranges).await? };
+        let read = if ranges.is_empty() { Vec::new() } else { reader.read(&ranges).await? };
         let blocks: Vec<Blocks> =
-            ranges.iter().zip(columns).map(|(range, bytes)| Blocks { start: range.start, bytes }).collect();
+            ranges.iter().zip(read).map(|(range, bytes)| Blocks { start: range.start, bytes }).collect();
         let bytes = blocks.iter().map(|blocks| blocks.bytes.len() as u64).sum();
         let file = FetchedFile { id, length_bytes, blocks };
         Ok(Self { id, footer: Footer::new(Arc::new(file), Arc::new(metadata))?, bytes })
@@ -78,6 +81,16 @@ impl FetchedSegment {
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
+}
+
+/// The columns that a fragment reads, by their names.
+///
+/// # Errors
+/// When the fragment does not fit together.
+pub fn columns_read(fragment: &Fragment) -> Result<Vec<Arc<str>>> {
+    let plan = FragmentPlan::new(fragment)?;
+    let fields = plan.all_columns.iter().filter_map(|index| fragment.scan_schema().fields().get(*index));
+    Ok(fields.map(|field| Arc::from(field.name().as_str())).collect())
 }
 
 fn unreadable(id: SegmentId, error: ParquetError) -> Error {
@@ -99,20 +112,13 @@ fn unreadable(id: SegmentId, error: ParquetError) -> Error {
 fn column_ranges(
     id: SegmentId,
     metadata: &ParquetMetaData,
-    fragment: &Fragment,
+    names: &[Arc<str>],
     length_bytes: u64,
 ) -> Result<Vec<Range<u64>>> {
-    let plan = FragmentPlan::new(fragment)?;
-    let names: Vec<&str> = plan
-        .all_columns
-        .iter()
-        .filter_map(|index| fragment.scan_schema().fields().get(*index))
-        .map(|field| field.name().as_str())
-        .collect();
     let mut ranges: Vec<Range<u64>> = Vec::new();
     for column in metadata.row_groups().iter().flat_map(|group| group.columns()) {
         let root = column.column_path().parts().first();
-        if !root.is_some_and(|root| names.contains(&root.as_str())) {
+        if !root.is_some_and(|root| names.iter().any(|name| **name == **root)) {
             continue;
         }
         let start = column.dictionary_page_offset().unwrap_or_else(|| column.data_page_offset());
@@ -186,17 +192,32 @@ impl SegmentBytes for FetchedFile {
     }
 }
 
-/// The fetched segments of one scan.
+/// The segment of a scan whose bytes are in memory.
 #[derive(Debug)]
-struct FetchedSegments(BTreeMap<SegmentId, Arc<Footer>>);
+struct OneFetched(SegmentId, Arc<Footer>);
 
-impl SegmentSource for FetchedSegments {
-    fn footer(&self, id: SegmentId) -> Result<(Arc<Footer>, u64)> {
-        let footer = self.0.get(&id).map(Arc::clone);
-        footer.map(|footer| (footer, 0)).ok_or_else(|| Error::internal(format!("segment {id} was not fetched")))
+impl SegmentSource for OneFetched {
+    fn open(&self, id: SegmentId) -> Result<OpenSegment> {
+        if id != self.0 {
+            return Err(missing(id));
+        }
+        Ok(OpenSegment { footer: Arc::clone(&self.1), footer_bytes_read: 0, decoded: None })
     }
 
     // The node has verified what it sent.
+    fn quarantine(&self, _id: SegmentId, _reason: &Error) {}
+}
+
+/// Segments whose columns are in memory. They are asked for when their turn comes: one that waits holds nothing.
+#[derive(Debug)]
+struct Decoded(Arc<dyn DecodedSegments>);
+
+impl SegmentSource for Decoded {
+    fn open(&self, id: SegmentId) -> Result<OpenSegment> {
+        let segment = self.0.find(id).ok_or_else(|| missing(id))?;
+        Ok(OpenSegment { footer: Arc::clone(&segment.footer), footer_bytes_read: 0, decoded: Some(segment) })
+    }
+
     fn quarantine(&self, _id: SegmentId, _reason: &Error) {}
 }
 
@@ -206,16 +227,26 @@ pub struct FragmentRunner {
     clock: Arc<dyn Clock>,
     cpu: Arc<CpuPool>,
     tasks: TaskGroup,
+    /// Of fragments over decoded segments.
+    results: ResultCache,
+    /// What decoding has used so far: queries have their turns first.
+    decoding: Arc<CpuUse>,
 }
 
 impl FragmentRunner {
-    /// With so many threads; its scans are tasks of `tasks`.
+    /// With so many threads; its scans are tasks of `tasks`. It keeps results of fragments over decoded segments, up to
+    /// `results_bytes`.
     ///
     /// # Errors
     /// When the machine has no threads left.
-    pub fn new(clock: Arc<dyn Clock>, threads: usize, tasks: TaskGroup) -> Result<Self> {
+    pub fn new(clock: Arc<dyn Clock>, threads: usize, tasks: TaskGroup, results_bytes: u64) -> Result<Self> {
         let cpu = Arc::new(CpuPool::new(threads, Arc::clone(&clock))?);
-        Ok(Self { clock, cpu, tasks })
+        Ok(Self { clock, cpu, tasks, results: ResultCache::new(results_bytes), decoding: Arc::default() })
+    }
+
+    /// Forgets all results.
+    pub fn discard_results(&self) {
+        self.results.clear();
     }
 
     /// Runs the fragment of `request` over one of its segments, as the node would. `guard` is dropped when the work has
@@ -229,14 +260,69 @@ impl FragmentRunner {
         segment: FetchedSegment,
         guard: impl Send + 'static,
     ) -> Result<BoxStream<'static, Result<ScanEvent>>> {
+        let mut request = request;
+        request.segments.retain(|scan| scan.segment_id == segment.id);
+        self.start(request, Arc::new(OneFetched(segment.id, Arc::new(segment.footer))), None, guard)
+    }
+
+    /// Runs the fragment of `request` over segments whose columns have been decoded.
+    ///
+    /// # Errors
+    /// When the fragment does not fit together. Segments that are not found fail with `SegmentNotFound`.
+    pub fn scan_decoded(
+        &self,
+        request: ScanRequest,
+        segments: Arc<dyn DecodedSegments>,
+    ) -> Result<BoxStream<'static, Result<ScanEvent>>> {
+        let results = request.may_keep_results.then(|| self.results.clone());
+        self.start(request, Arc::new(Decoded(segments)), results, ())
+    }
+
+    /// Decodes columns of a segment, which have to be fetched with it. One that its file lacks is empty.
+    ///
+    /// # Errors
+    /// `FileUnreadable` when a column cannot be decoded.
+    pub async fn decode(&self, segment: FetchedSegment, columns: &[Arc<str>]) -> Result<DecodedSegment> {
+        let fetched = Arc::new(segment.footer);
+        // The bytes go when the columns have been decoded.
+        let length_bytes = fetched.file.length_bytes();
+        let footer = Footer {
+            file: Arc::new(FetchedFile { id: segment.id, length_bytes, blocks: Vec::new() }),
+            metadata: Arc::clone(&fetched.metadata),
+            arrow: fetched.arrow.clone(),
+        };
+        let mut decoded = DecodedSegment::new(segment.id, Arc::new(footer));
+        for name in columns {
+            let mut column = DecodedColumn::default();
+            loop {
+                let (footer, name) = (Arc::clone(&fetched), Arc::clone(name));
+                let work = move || column.decode_next(&footer, &name).map(|more| (column, more));
+                let more;
+                (column, more) = self.cpu.run(&self.decoding, work).await??;
+                if !more {
+                    break;
+                }
+            }
+            decoded.add(Arc::clone(name), Arc::new(column));
+        }
+        Ok(decoded)
+    }
+
+    fn start(
+        &self,
+        request: ScanRequest,
+        segments: Arc<dyn SegmentSource>,
+        results: Option<ResultCache>,
+        guard: impl Send + 'static,
+    ) -> Result<BoxStream<'static, Result<ScanEvent>>> {
         let defaults = StorageNodeOptions::new("", "");
         let resources = ScanResources {
             clock: Arc::clone(&self.clock),
             cpu: Arc::clone(&self.cpu),
-            segments: Arc::new(FetchedSegments(BTreeMap::from([(segment.id, Arc::new(segment.footer))]))),
+            segments,
             memory_bytes: defaults.scan_memory_bytes,
             batch_rows: defaults.batch_rows,
-            results: None,
+            results,
         };
         let context = Arc::new(ScanContext::new(resources, &request.fragment, request.batch_rows)?);
         let bounds = ScanBounds {
@@ -244,7 +330,6 @@ impl FragmentRunner {
             stopping: self.tasks.stopping(),
             segments_at_a_time: 1,
         };
-        let scans = request.segments.into_iter().filter(|scan| scan.segment_id == segment.id).collect();
-        Ok(scan::start(context, scans, bounds, &self.tasks, guard))
+        Ok(scan::start(context, request.segments, bounds, &self.tasks, guard))
     }
 }

@@ -17,6 +17,7 @@
 
 mod blocking;
 mod cpu;
+mod decoded;
 mod fetched;
 mod identity;
 mod limits;
@@ -31,7 +32,9 @@ mod service;
 #[cfg(test)]
 mod testing;
 
-pub use fetched::{FetchedSegment, FragmentRunner, RangeReader};
+pub use decoded::{DecodedColumn, DecodedSegment, DecodedSegments};
+pub use fetched::{FetchedSegment, FragmentRunner, RangeReader, columns_read};
 pub use node::StorageNode;
 pub use options::StorageNodeOptions;
+pub use scan::FragmentKey;
 pub use serve::serve;

@@ -33,6 +33,8 @@ pub(crate) const SOURCES_MAX: usize = 64;
 pub(crate) const BATCH_ROWS_MAX: usize = 1 << 16;
 /// Events that wait for the reader of a scan; each segment in flight holds at most one more.
 pub(crate) const SCAN_QUEUE_EVENTS: usize = 4;
+/// Rows of the arrays that decoded columns are kept in: as many as batches have where nobody says.
+pub(crate) const DECODED_ROWS: usize = 8_192;
 /// Rows per batch of a reduction where the caller names no number: the same at every node, since
 /// where a reduction starts to send depends on it.
 pub(crate) const REDUCTION_BATCH_ROWS: usize = 8_192;

@@ -29,7 +29,7 @@ use crate::limits::{
     SHORT_SCAN_BYTES, SOURCES_MAX,
 };
 use crate::options::StorageNodeOptions;
-use crate::scan::{self, Footer, FooterCache, ResultCache, ScanBounds, ScanContext, ScanResources, SegmentSource};
+use crate::scan::{self, FooterCache, OpenSegment, ResultCache, ScanBounds, ScanContext, ScanResources, SegmentSource};
 use crate::scrub::{Progress, Scrub};
 use crate::segment_store::{SegmentStore, VerifiedFile};
 use crate::{identity, replicate};
@@ -54,10 +54,11 @@ impl Segments {
 }
 
 impl SegmentSource for Segments {
-    fn footer(&self, id: SegmentId) -> Result<(Arc<Footer>, u64)> {
+    fn open(&self, id: SegmentId) -> Result<OpenSegment> {
         // The cache may still know a segment that was deleted.
         self.store.description(id)?;
-        self.footers.get(&self.store, id)
+        let (footer, footer_bytes_read) = self.footers.get(&self.store, id)?;
+        Ok(OpenSegment { footer, footer_bytes_read, decoded: None })
     }
 
     fn quarantine(&self, id: SegmentId, reason: &Error) {

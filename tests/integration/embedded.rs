@@ -47,7 +47,7 @@ async fn nothing_is_encoded_in_process() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sort_above_the_memory_limit_spills_and_a_join_names_the_limit() {
-    let options = EngineOptions { memory_limit_bytes: Some(40 << 20), ..EngineOptions::default() };
+    let options = EngineOptions { memory_limit_bytes: Some(24 << 20), ..EngineOptions::default() };
     let engine = Engine::open_in_memory(Environment::system(), options).await.unwrap();
     load_numbers(&engine, 1_000_000, 4).await;
     let sql = "SELECT count(*) FROM (SELECT text, row_number() OVER (ORDER BY text, n) AS r FROM numbers) WHERE r > 0";

@@ -61,7 +61,8 @@ struct Targets {
 
 impl Targets {
     async fn start() -> Self {
-        let embedded = Engine::open_in_memory(Environment::system(), EngineOptions::default()).await.unwrap();
+        let options = EngineOptions { buffer_pool_bytes: 64 << 20, ..EngineOptions::default() };
+        let embedded = Engine::open_in_memory(Environment::system(), options).await.unwrap();
         let mut cluster = TestCluster::start(4, 3).await;
         // One node hands back all that it is asked for, so that pushed and fetched rows come together.
         cluster.pushback_wait = Duration::ZERO;
@@ -230,6 +231,10 @@ async fn try_world(targets: &Targets, seed: u64, cases: u64, tally: &mut Tally, 
     for table in &world.tables {
         for (_, engine) in targets.engines() {
             load(engine, table.name, &table.schema, &table.segments).await;
+        }
+        // The others come into the pool when queries want them, here and there.
+        if seed.is_multiple_of(2) {
+            run_in(&targets.embedded.session(), &format!("CACHE TABLE {}", table.name)).await.unwrap();
         }
     }
     let oracle = Oracle::new(&world.tables);

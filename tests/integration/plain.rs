@@ -9,9 +9,12 @@ use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use aubade_engine::{Engine, IngestMode, IngestTarget, Session};
 use aubade_environment::{Clock, SystemClock};
+use aubade_planner::rewrite::UnorderedGroupingSets;
 use aubade_proto::{Error, panic_text};
 use datafusion::datasource::MemTable;
 use datafusion::error::DataFusionError;
+use datafusion::execution::SessionStateBuilder;
+use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::physical_plan::collect;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::prelude::{SessionConfig, SessionContext};
@@ -20,7 +23,7 @@ use futures::{FutureExt, TryStreamExt, stream};
 /// A query that takes longer hangs.
 pub const QUERY_TIME_MAX: Duration = Duration::from_secs(120);
 
-/// DataFusion as it comes, with no storage node and no rule of ours.
+/// DataFusion as it comes, with no storage node and no rule of ours but one that mends a mistake.
 pub struct Plain {
     pub context: SessionContext,
 }
@@ -30,7 +33,11 @@ impl Plain {
         let mut config = SessionConfig::new().with_information_schema(true).with_target_partitions(partitions);
         // Panics where a group key is NaN.
         config.options_mut().optimizer.enable_topk_aggregation = false;
-        Self { context: SessionContext::new_with_config(config) }
+        let mut rules = PhysicalOptimizer::new().rules;
+        // Without it, orders over grouping sets lose columns.
+        rules.insert(0, Arc::new(UnorderedGroupingSets));
+        let state = SessionStateBuilder::new().with_config(config).with_default_features();
+        Self { context: SessionContext::new_with_state(state.with_physical_optimizer_rules(rules).build()) }
     }
 
     /// A table of these partitions.

@@ -147,7 +147,8 @@ async fn every_query_agrees(engine: &Engine) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_query_agrees_with_datafusion_embedded() {
-    let engine = Engine::open_in_memory(Environment::system(), EngineOptions::default()).await.unwrap();
+    let options = EngineOptions { buffer_pool_bytes: 256 << 20, ..EngineOptions::default() };
+    let engine = Engine::open_in_memory(Environment::system(), options).await.unwrap();
     every_query_agrees(&engine).await;
 }
 

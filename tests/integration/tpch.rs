@@ -45,8 +45,15 @@ async fn every_query_agrees_with_datafusion_over_six_nodes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_query_agrees_with_datafusion_embedded() {
     let scale = Scale::try_new(0.01).unwrap();
-    let engine = Engine::open_in_memory(Environment::system(), EngineOptions::default()).await.unwrap();
+    let options = EngineOptions { buffer_pool_bytes: 256 << 20, ..EngineOptions::default() };
+    let engine = Engine::open_in_memory(Environment::system(), options).await.unwrap();
     load(&engine, scale).await;
+    verify(&engine, scale).await;
+    // Again over columns in the buffer pool, and then with what was kept of that.
+    for table in TpchTable::ALL {
+        run(&engine, &format!("CACHE TABLE {}", table.name())).await.unwrap();
+    }
+    verify(&engine, scale).await;
     verify(&engine, scale).await;
     engine.shutdown().await;
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use aubade_catalog::{ClusterUrl, Manifest, Quorum};
-use aubade_engine::{Engine, EngineOptions};
+use aubade_engine::Engine;
 use aubade_environment::Environment;
 use aubade_proto::{ClusterId, Error, ErrorCode, Result, ResultExt};
 use aubade_storage_node::{StorageNode, StorageNodeOptions};
@@ -19,7 +19,7 @@ use crate::output::{self, Format};
 use crate::shell::Shell;
 use crate::size::{ByteSize, count};
 use crate::target::{LoadMode, Target};
-use crate::{connect, interrupt};
+use crate::{connect, interrupt, machine};
 
 /// Availability zones that the nodes are spread over.
 const ZONES: u32 = 3;
@@ -66,6 +66,10 @@ pub(crate) struct Demo {
     /// Memory for queries, like 8GiB; beyond it they spill to disk [default: 4GiB]
     #[arg(long, value_name = "SIZE")]
     memory_limit: Option<ByteSize>,
+
+    /// Memory for decoded columns of hot tables, like 8GiB; 0 for none [default: a quarter of the machine's memory]
+    #[arg(long, value_name = "SIZE")]
+    buffer_pool: Option<ByteSize>,
 }
 
 impl Demo {
@@ -213,8 +217,7 @@ impl DemoCluster {
         }
         let listener = connect::listen(environment, demo.listen.as_deref().unwrap_or(ANY_PORT)).await?;
         let address = connect::local_address(listener.as_ref())?;
-        let options =
-            EngineOptions { memory_limit_bytes: demo.memory_limit.map(|size| size.0), ..EngineOptions::default() };
+        let options = machine::engine_options(demo.memory_limit, demo.buffer_pool)?;
         let engine = Engine::open_cluster(environment.clone(), &url, options).await?;
         self.coordinator = Some(RunningFlight::start(engine, listener));
         Ok(address.to_string())

@@ -10,7 +10,7 @@ use clap::Args;
 use tokio::sync::oneshot;
 
 use crate::size::ByteSize;
-use crate::{connect, interrupt, output};
+use crate::{connect, interrupt, machine, output};
 
 /// Run a coordinator until Ctrl-C or SIGTERM.
 ///
@@ -30,6 +30,11 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "SIZE")]
     memory_limit: Option<ByteSize>,
 
+    /// Memory for decoded columns of hot tables, like 8GiB, beside the memory limit; 0 for none [default: a quarter of
+    /// the machine's memory]
+    #[arg(long, value_name = "SIZE")]
+    buffer_pool: Option<ByteSize>,
+
     /// Where to spill [default: the system's folder for temporary files]
     #[arg(long, value_name = "DIR")]
     spill_dir: Option<PathBuf>,
@@ -47,10 +52,9 @@ impl Serve {
             None => FileAccess::Deny,
         };
         let options = EngineOptions {
-            memory_limit_bytes: self.memory_limit.map(|size| size.0),
             spill_dir: self.spill_dir,
             file_access,
-            ..EngineOptions::default()
+            ..machine::engine_options(self.memory_limit, self.buffer_pool)?
         };
         // The port first: a second coordinator on this machine must not take over before it fails.
         let listener = connect::listen(&environment, &self.listen).await?;

@@ -1,39 +1,18 @@
 //! Fragments that a node has handed back: the coordinator reads the columns, and runs the fragment itself.
 
-use std::ops::Range;
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use aubade_catalog::SegmentEntry;
 use aubade_environment::{Clock, Deadline};
 use aubade_planner::ScanMetrics;
-use aubade_proto::{CallHeader, Error, ErrorCode, Result, ScanEvent, ScanRequest, SegmentId};
-use aubade_storage_node::{FetchedSegment, FragmentRunner, RangeReader};
-use bytes::Bytes;
+use aubade_proto::{Error, ErrorCode, ScanEvent, ScanRequest};
+use aubade_storage_node::{FetchedSegment, FragmentRunner, columns_read};
 use datafusion::execution::memory_pool::MemoryReservation;
 use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::cluster::Member;
+use crate::node_reader::NodeReader;
 use crate::storage_client::ScanStream;
-
-/// Reads one segment from a node.
-#[derive(Debug)]
-struct NodeReader {
-    member: Arc<Member>,
-    header: CallHeader,
-    id: SegmentId,
-    metrics: ScanMetrics,
-}
-
-#[async_trait]
-impl RangeReader for NodeReader {
-    async fn read(&self, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
-        let read = self.member.client.read_ranges(&self.header, self.id, ranges).await?;
-        let bytes = read.iter().map(|bytes| bytes.len() as u64).sum();
-        self.metrics.add_wire(self.member.entry.id, bytes);
-        Ok(read)
-    }
-}
 
 /// Runs a request over columns that are read from `member`, one segment after the other. `entries` are the segments of
 /// the request, in their order.
@@ -57,13 +36,14 @@ pub(super) fn fetch(
             member: Arc::clone(&member),
             header: request.header.clone(),
             id: entry.id,
-            metrics: metrics.clone(),
+            metrics: Some(metrics.clone()),
         };
         let memory = reservations.new_empty();
         async move {
             let reserve =
                 |bytes| memory.try_grow(usize::try_from(bytes).unwrap_or(usize::MAX)).map_err(Error::from_datafusion);
-            let fetched = FetchedSegment::fetch(entry.id, entry.bytes, &request.fragment, &reader, reserve).await;
+            let columns = columns_read(&request.fragment)?;
+            let fetched = FetchedSegment::fetch(entry.id, entry.bytes, &columns, &reader, reserve).await;
             let events = match fetched.and_then(|segment| {
                 metrics.segments_fetched.add(1);
                 runner.scan(request, segment, memory)

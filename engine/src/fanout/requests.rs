@@ -76,7 +76,7 @@ impl Request {
 
     /// Whether it has been silent for longer than its peers usually are, or than one whose node does not answer may be.
     fn is_slow(&self, silence: Duration, usual_wait: Option<Duration>) -> bool {
-        if self.rival.is_some() || silence < HEDGE_AFTER_MIN {
+        if self.rival.is_some() || silence < HEDGE_AFTER_MIN || self.member.is_buffer_pool() {
             return false;
         }
         let outlier = usual_wait.is_some_and(|usual| silence > usual.saturating_mul(HEDGE_AFTER_FACTOR));

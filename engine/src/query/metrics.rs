@@ -39,6 +39,7 @@ scan_totals! {
     segments_pruned_runtime,
     segments_scanned,
     segments_kept,
+    segments_pooled,
     row_groups,
     row_groups_pruned_statistics,
     row_groups_pruned_bloom,
@@ -75,6 +76,7 @@ impl ScanTotals {
         record.segments_pruned = self.segments_pruned + self.segments_pruned_runtime;
         record.segments_scanned = self.segments_scanned;
         record.segments_kept = self.segments_kept;
+        record.segments_pooled = self.segments_pooled;
         record.row_groups = self.row_groups;
         record.row_groups_pruned = self.row_groups_pruned();
         record.rows_pruned_pages = self.rows_pruned_pages;
@@ -103,6 +105,7 @@ impl ScanTotals {
             ),
             Metric::new("scan_segments_scanned", self.segments_scanned, "segments read at storage nodes"),
             Metric::new("scan_segments_kept", self.segments_kept, "of these, answered by results that were kept"),
+            Metric::new("scan_segments_pooled", self.segments_pooled, "of these, scanned over the buffer pool instead"),
             Metric::new("scan_row_groups", self.row_groups, "row groups of the segments read"),
             Metric::new(
                 "scan_row_groups_pruned",

@@ -50,7 +50,17 @@ struct Sums {
     not_pushed: BTreeMap<Reason, u64>,
 }
 
+impl Sums {
+    fn running(&self) -> u64 {
+        self.started.saturating_sub(self.finished + self.failed + self.cancelled)
+    }
+}
+
 impl Totals {
+    pub(super) fn running(&self) -> u64 {
+        self.sums.lock().running()
+    }
+
     pub(super) fn started(&self) {
         self.sums.lock().started += 1;
     }
@@ -79,7 +89,7 @@ impl Totals {
 
     pub(super) fn metrics(&self) -> Vec<Metric> {
         let sums = self.sums.lock().clone();
-        let running = sums.started.saturating_sub(sums.finished + sums.failed + sums.cancelled);
+        let running = sums.running();
         let mut metrics = vec![
             Metric::new("queries_started", sums.started, "statements begun"),
             Metric::new("queries_running", running, "statements that are planned, or whose result is read"),

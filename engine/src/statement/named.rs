@@ -2,16 +2,18 @@
 
 use std::sync::Arc;
 
+use arrow::datatypes::DataType;
 use aubade_planner::Opaque;
-use aubade_proto::{Error, ErrorCode, Result};
+use aubade_proto::{Error, ErrorCode, Result, Version};
 use datafusion::common::ScalarValue;
 use datafusion::logical_expr::simplify::SimplifyContext;
 use datafusion::logical_expr::{Expr, LogicalPlan, Prepare, Statement as PlanStatement};
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::sql::parser::Statement as Ast;
 use datafusion::sql::sqlparser::ast::{Ident, Statement as SqlAst};
+use futures::FutureExt;
 
-use super::{StatementContext, unsupported};
+use super::{StatementContext, kept, run_plan, unsupported};
 use crate::session::{Parameters, QueryOutput};
 
 /// Named statements of one session: bounds its memory.
@@ -19,7 +21,32 @@ const NAMED_STATEMENTS_MAX: usize = 1_000;
 
 /// What PREPARE made. The statement and not its plan: a plan belongs to one snapshot.
 #[derive(Clone, Debug)]
-pub(crate) struct NamedStatement(Opaque<SqlAst>);
+pub(crate) struct NamedStatement {
+    /// The PREPARE.
+    ast: Opaque<SqlAst>,
+    /// The text of the statement that it names.
+    sql: Arc<str>,
+    known: Known,
+}
+
+/// What is known of the parameters of a named statement.
+#[derive(Clone, Debug)]
+struct Known {
+    /// For which schema.
+    schema_version: Version,
+    /// How many there are.
+    wanted: usize,
+    /// Their types, where all are known.
+    types: Vec<DataType>,
+}
+
+impl Known {
+    fn of(context: &StatementContext, prepared: &Prepare) -> Result<Self> {
+        let wanted = prepared.input.get_parameter_names().map_err(Error::from_datafusion)?.len();
+        let types = prepared.fields.iter().map(|field| field.data_type().clone()).collect();
+        Ok(Self { schema_version: context.snapshot().schema_version, wanted, types })
+    }
+}
 
 pub(super) async fn prepare(context: &StatementContext, ast: SqlAst) -> Result<QueryOutput> {
     let SqlAst::Prepare { name, data_types, statement } = &ast else {
@@ -28,9 +55,9 @@ pub(super) async fn prepare(context: &StatementContext, ast: SqlAst) -> Result<Q
     if !matches!(statement.as_ref(), SqlAst::Query(_) | SqlAst::Insert(_)) {
         return Err(unsupported::error("PREPARE of anything but a query or INSERT").hint("run the statement itself"));
     }
-    let (name, typed) = (key(name), data_types.len());
-    let plan = plan_prepared(context, &ast).await?;
-    let used = plan.input.get_parameter_names().map_err(Error::from_datafusion)?.len();
+    let (name, typed, sql) = (key(name), data_types.len(), Arc::from(statement.to_string()));
+    let known = Known::of(context, &plan_prepared(context, &ast).await?)?;
+    let used = known.wanted;
     if typed > 0 && typed != used {
         let text = format!("PREPARE {name} gives {typed} types and the statement has {used} parameters");
         return Err(Error::new(ErrorCode::InvalidArgument, text).hint("give a type for each parameter, or none"));
@@ -47,7 +74,7 @@ pub(super) async fn prepare(context: &StatementContext, ast: SqlAst) -> Result<Q
         )
         .hint("free some with DEALLOCATE"));
     }
-    named.insert(name, NamedStatement(Opaque::new(ast)));
+    named.insert(name, NamedStatement { ast: Opaque::new(ast), sql, known });
     drop(named);
     context.done(0)
 }
@@ -60,31 +87,80 @@ pub(super) fn deallocate(context: &StatementContext, name: &Ident) -> Result<Que
     context.done(0)
 }
 
-/// The plan of an EXECUTE: the named statement planned on this snapshot, with the values.
-pub(super) async fn execute(context: &StatementContext, ast: SqlAst) -> Result<LogicalPlan> {
-    let plan = context.plan(Ast::Statement(Box::new(ast))).await?;
-    let LogicalPlan::Statement(PlanStatement::Execute(execute)) = plan else {
-        return Err(Error::internal("EXECUTE is planned as something else"));
-    };
-    let found = context.session().named().lock().get(&execute.name).cloned();
-    let named = found.ok_or_else(|| unknown(context, &execute.name))?;
-    let prepared = plan_prepared(context, &named.0).await?;
-    let mut values = execute.parameters.into_iter().map(|value| literal(context, value)).collect::<Result<Vec<_>>>()?;
-    let wanted = prepared.input.get_parameter_names().map_err(Error::from_datafusion)?.len();
-    if values.len() != wanted {
-        let text = format!(
-            "prepared statement '{}' has {wanted} parameters and {} values are given",
-            execute.name,
-            values.len()
-        );
-        return Err(Error::new(ErrorCode::InvalidArgument, text));
+/// An EXECUTE: the named statement, and the values that it is given.
+struct Call {
+    name: String,
+    named: NamedStatement,
+    values: Vec<ScalarValue>,
+}
+
+impl Call {
+    async fn new(context: &StatementContext, ast: SqlAst) -> Result<Self> {
+        let plan = context.plan(Ast::Statement(Box::new(ast))).await?;
+        let LogicalPlan::Statement(PlanStatement::Execute(execute)) = plan else {
+            return Err(Error::internal("EXECUTE is planned as something else"));
+        };
+        let found = context.session().named().lock().get(&execute.name).cloned();
+        let named = found.ok_or_else(|| unknown(context, &execute.name))?;
+        let values = execute.parameters.into_iter().map(|value| literal(context, value)).collect::<Result<_>>()?;
+        Ok(Self { name: execute.name, named, values })
     }
-    if prepared.fields.len() == values.len() {
-        let typed = values.iter().zip(&prepared.fields);
-        let cast = typed.map(|(value, field)| value.cast_to(field.data_type()).map_err(Error::from_datafusion));
-        values = cast.collect::<Result<_>>()?;
+
+    /// The values in the types of the parameters, where they are known without planning.
+    fn known_parameters(&self, context: &StatementContext) -> Result<Option<Parameters>> {
+        let known = &self.named.known;
+        if known.schema_version != context.snapshot().schema_version || known.wanted != self.values.len() {
+            return Ok(None);
+        }
+        self.typed(&known.types).map(Some)
     }
-    Parameters::from_values(&values)?.bind(Arc::unwrap_or_clone(prepared.input))
+
+    /// The named statement planned on this snapshot, and the values.
+    async fn planned(&self, context: &StatementContext) -> Result<(LogicalPlan, Parameters)> {
+        let prepared = plan_prepared(context, &self.named.ast).await?;
+        let known = Known::of(context, &prepared)?;
+        if self.values.len() != known.wanted {
+            let text = format!(
+                "prepared statement '{}' has {} parameters and {} values are given",
+                self.name,
+                known.wanted,
+                self.values.len()
+            );
+            return Err(Error::new(ErrorCode::InvalidArgument, text));
+        }
+        Ok((Arc::unwrap_or_clone(prepared.input), self.typed(&known.types)?))
+    }
+
+    fn typed(&self, types: &[DataType]) -> Result<Parameters> {
+        if types.len() != self.values.len() {
+            return Parameters::from_values(&self.values);
+        }
+        let typed = self.values.iter().zip(types);
+        let cast = typed.map(|(value, data_type)| value.cast_to(data_type).map_err(Error::from_datafusion));
+        Parameters::from_values(&cast.collect::<Result<Vec<_>>>()?)
+    }
+}
+
+/// Runs an EXECUTE; its plan is kept like that of a statement which is sent with its parameters.
+pub(super) async fn run(mut context: StatementContext, ast: SqlAst) -> Result<QueryOutput> {
+    let call = Call::new(&context, ast).await?;
+    if let Some(parameters) = call.known_parameters(&context)? {
+        context.look_up(&call.named.sql, &parameters);
+        if let Some(output) = kept::run(&context).boxed().await? {
+            return Ok(output);
+        }
+    }
+    let (plan, parameters) = call.planned(&context).await?;
+    if let Some(output) = kept::run_first(&context, &plan, &parameters).boxed().await? {
+        return Ok(output);
+    }
+    run_plan(&context, parameters.bind(plan)?).await
+}
+
+/// The plan of an EXECUTE with its values.
+pub(super) async fn plan(context: &StatementContext, ast: SqlAst) -> Result<LogicalPlan> {
+    let (plan, parameters) = Call::new(context, ast).await?.planned(context).await?;
+    parameters.bind(plan)
 }
 
 async fn plan_prepared(context: &StatementContext, ast: &SqlAst) -> Result<Prepare> {

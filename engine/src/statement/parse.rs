@@ -9,6 +9,7 @@ use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::ParserError;
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 
+use super::buffers::{self, BufferStatement};
 use crate::session::PARAMETERS_MAX;
 
 /// Bytes of one statement. Its parse tree takes some thirty times as much memory, which no limit
@@ -25,8 +26,16 @@ const JOIN_WEIGHT: usize = 8;
 /// One statement, parsed.
 #[derive(Clone, Debug)]
 pub(crate) struct Statement {
-    pub(crate) ast: Ast,
+    pub(crate) body: Body,
     pub(crate) text: String,
+}
+
+/// What a statement says.
+#[derive(Clone, Debug)]
+pub(crate) enum Body {
+    Sql(Ast),
+    /// About the buffer pool, for which SQL has no words.
+    Buffers(BufferStatement),
 }
 
 impl Statement {
@@ -49,6 +58,9 @@ impl Statement {
             .map_err(|error| syntax(&ParserError::from(error)))?;
         number_parameters(&mut tokens)?;
         check_chains(&tokens)?;
+        if let Some(statement) = buffers::parse(&tokens, dialect.as_ref()).map_err(|error| syntax(&error))? {
+            return Ok(Self { body: Body::Buffers(statement), text: sql.to_owned() });
+        }
         let parser = DFParserBuilder::new(tokens)
             .with_dialect(dialect.as_ref())
             .with_recursion_limit(options.recursion_limit.get())
@@ -59,7 +71,7 @@ impl Statement {
             _ => Error::from_datafusion(error),
         })?;
         match (statements.pop_front(), statements.len()) {
-            (Some(ast), 0) => Ok(Self { ast, text: sql.to_owned() }),
+            (Some(ast), 0) => Ok(Self { body: Body::Sql(ast), text: sql.to_owned() }),
             (None, _) => Err(Error::new(ErrorCode::SqlSyntax, "the text has no statement in it")),
             (Some(_), more) => {
                 Err(Error::new(ErrorCode::SqlSyntax, format!("the text has {} statements instead of one", more + 1))

@@ -1,5 +1,6 @@
 //! Every kind of statement, against an engine in memory.
 
+mod buffer_pool;
 mod dml;
 mod files;
 mod plan_cache;

@@ -106,7 +106,10 @@ async fn check(context: &StatementContext, view: CreateView, sql: &str, name: &R
     };
     let written = analyzed(command.input.as_ref().clone())?;
     let stored = parse::Statement::parse(sql, context.state())?;
-    let stored = analyzed(context.plan(stored.ast).await?)?;
+    let parse::Body::Sql(ast) = stored.body else {
+        return Err(Error::internal("a view is kept as a statement that is no query"));
+    };
+    let stored = analyzed(context.plan(ast).await?)?;
     if stored.schema().as_arrow().fields() != written.schema().as_arrow().fields() {
         let text = format!("the query of view '{name}' cannot be stored: its text reads back as another query");
         return Err(Error::new(ErrorCode::NotSupported, text).hint("write the query in a simpler way"));

@@ -24,6 +24,7 @@ use datafusion::physical_plan::{ExecutionPlan, InputOrderMode, Partitioning};
 
 use super::push_reduction::{group_count, refuse_aggregate};
 use super::pushable::Pushable;
+use super::unordered_grouping_sets::UnorderedExec;
 use crate::broadcast::{BroadcastExec, GatherExec};
 use crate::options::{Pushdown, broadcast_bytes, pushdown};
 use crate::refusal::Reason;
@@ -138,7 +139,8 @@ fn spine(node: &Arc<dyn ExecutionPlan>) -> Result<Option<Spine>> {
     }
     let spreads = node.downcast_ref::<RepartitionExec>().is_some_and(|spread| !spread.preserve_order())
         || (node.is::<CoalescePartitionsExec>() && node.fetch().is_none())
-        || node.is::<CooperativeExec>();
+        || node.is::<CooperativeExec>()
+        || node.is::<UnorderedExec>();
     let maps = node.is::<ProjectionExec>() || (node.is::<FilterExec>() && node.fetch().is_none());
     let Some(input) = node.children().into_iter().next().filter(|_| spreads || maps) else { return Ok(None) };
     let Some(below) = spine(input)? else { return Ok(None) };

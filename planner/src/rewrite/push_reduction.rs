@@ -21,6 +21,7 @@ use datafusion::physical_plan::{ExecutionPlan, Partitioning};
 
 use super::compose::{columns_used, substitute, substitute_outputs};
 use super::pushable::Pushable;
+use super::unordered_grouping_sets::UnorderedExec;
 use crate::options::{Pushdown, pushdown};
 use crate::refusal::{NotPushed, Reason, Refusal};
 use crate::scan_exec::StorageScanExec;
@@ -145,6 +146,8 @@ fn scan_under(input: &Arc<dyn ExecutionPlan>) -> Option<Found> {
             node = projection.input();
         } else if let Some(spread) = spreading(node) {
             node = spread.input();
+        } else if let Some(unordered) = node.downcast_ref::<UnorderedExec>() {
+            node = unordered.input();
         } else {
             return None;
         }

@@ -55,16 +55,21 @@ impl FileColumns {
 
     /// The mask of `columns` (indices into the scan schema), for the reader.
     pub(crate) fn mask(&self, metadata: &ParquetMetaData, columns: &[usize]) -> ProjectionMask {
-        let roots = columns.iter().filter_map(|column| *self.roots.get(*column)?);
-        ProjectionMask::roots(metadata.file_metadata().schema_descr(), roots)
+        ProjectionMask::roots(metadata.file_metadata().schema_descr(), self.roots(columns))
+    }
+
+    /// The places of `columns` in the file, in its order.
+    pub(crate) fn roots(&self, columns: &[usize]) -> Vec<usize> {
+        let mut roots: Vec<usize> = columns.iter().filter_map(|column| *self.roots.get(*column)?).collect();
+        roots.sort_unstable();
+        roots.dedup();
+        roots
     }
 
     /// The columns of a batch that was read with [`FileColumns::mask`], in the order and types asked.
     pub(crate) fn extract(&self, batch: &RecordBatch, columns: &[usize]) -> Result<Vec<ArrayRef>> {
         // The reader yields columns in the order of the file.
-        let mut read: Vec<usize> = columns.iter().filter_map(|column| *self.roots.get(*column)?).collect();
-        read.sort_unstable();
-        read.dedup();
+        let read = self.roots(columns);
         let extracted = columns.iter().map(|column| {
             let field = self.scan_schema.field(*column);
             let position = self.roots.get(*column).copied().flatten().and_then(|root| read.binary_search(&root).ok());

@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use arrow::array::RecordBatch;
+use arrow::error::ArrowError;
 use aubade_proto::SegmentScan;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
@@ -14,8 +16,9 @@ use super::columns::FileColumns;
 use super::plan::FragmentPlan;
 use super::prune::GroupAccess;
 use super::reader::SegmentReader;
-use super::request::ScanContext;
+use super::request::{OpenSegment, ScanContext};
 use super::step::{StepResult, segment};
+use crate::decoded::{DecodedRows, DecodedSegment};
 
 /// An open segment with what is needed to make readers for its row groups.
 pub(super) struct SegmentFiles {
@@ -23,13 +26,32 @@ pub(super) struct SegmentFiles {
     pub(super) columns: Arc<FileColumns>,
     pub(super) metadata: ArrowReaderMetadata,
     pub(super) reader: SegmentReader,
+    /// Its columns, where all that the fragment reads are in memory already.
+    decoded: Option<DecodedSegment>,
     footer_bytes_read: u64,
     pub(super) batch_rows: usize,
 }
 
+/// Rows of some columns of a row group.
+pub(super) enum ColumnReader {
+    Parquet(ParquetRecordBatchReader),
+    Decoded(DecodedRows),
+}
+
+impl Iterator for ColumnReader {
+    type Item = Result<RecordBatch, ArrowError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self {
+            Self::Parquet(reader) => reader.next(),
+            Self::Decoded(rows) => rows.next(),
+        }
+    }
+}
+
 impl SegmentFiles {
     pub(super) fn open(context: &ScanContext, scan: SegmentScan) -> StepResult<Self> {
-        let (footer, footer_bytes_read) = segment(context.segments.footer(scan.segment_id))?;
+        let OpenSegment { footer, footer_bytes_read, decoded } = segment(context.segments.open(scan.segment_id))?;
         let reader = SegmentReader::new(Arc::clone(&footer.file));
         let columns = context.columns_of(&footer);
         let metadata = match columns.reader_schema == *footer.schema() {
@@ -41,7 +63,8 @@ impl SegmentFiles {
             }
         };
         let plan = Arc::clone(&context.plan);
-        Ok(Self { plan, columns, metadata, reader, footer_bytes_read, batch_rows: context.decode_batch_rows() })
+        let batch_rows = context.decode_batch_rows();
+        Ok(Self { plan, columns, metadata, reader, decoded, footer_bytes_read, batch_rows })
     }
 
     pub(super) fn bytes_read(&self) -> u64 {
@@ -50,6 +73,9 @@ impl SegmentFiles {
 
     /// About what is held at a time: the compressed and the decoded columns of one row group.
     pub(super) fn memory_bytes(&self, groups: &[GroupAccess]) -> u64 {
+        if self.decoded.is_some() {
+            return 0;
+        }
         let metadata = self.metadata.metadata();
         let mask = self.columns.mask(metadata, &self.plan.all_columns);
         let of_group = |index: usize| {
@@ -67,7 +93,13 @@ impl SegmentFiles {
         group: usize,
         columns: &[usize],
         selection: Option<RowSelection>,
-    ) -> StepResult<ParquetRecordBatchReader> {
+    ) -> StepResult<ColumnReader> {
+        if let Some(decoded) = &self.decoded {
+            let roots = self.columns.roots(columns);
+            return segment(
+                decoded.rows(group, &roots, selection.as_ref(), self.batch_rows).map(ColumnReader::Decoded),
+            );
+        }
         let mask = self.columns.mask(self.metadata.metadata(), columns);
         let ranges = self.page_ranges(group, &mask, selection.as_ref());
         let reader = segment(self.reader.load(ranges))?;
@@ -78,7 +110,7 @@ impl SegmentFiles {
         if let Some(selection) = selection {
             builder = builder.with_row_selection(selection);
         }
-        segment(builder.build().map_err(|error| self.reader.explain(error)))
+        segment(builder.build().map(ColumnReader::Parquet).map_err(|error| self.reader.explain(error)))
     }
 
     /// The bytes of the pages that hold selected rows.

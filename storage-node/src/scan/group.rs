@@ -5,9 +5,9 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, BooleanArray, BooleanBufferBuilder, RecordBatch, RecordBatchOptions};
 use arrow::compute::{concat, filter};
 use aubade_proto::{Error, Result, ScanStatistics};
-use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, RowSelection};
+use parquet::arrow::arrow_reader::RowSelection;
 
-use super::files::SegmentFiles;
+use super::files::{ColumnReader, SegmentFiles};
 use super::plan::FragmentPlan;
 use super::prune::GroupAccess;
 use super::stages::FilterStage;
@@ -91,7 +91,7 @@ struct StagedGroup<'a> {
 /// A row group in its last pass.
 pub(super) struct GroupReading {
     /// `None` where the stages of the filter have left no column to read.
-    reader: Option<ParquetRecordBatchReader>,
+    reader: Option<ColumnReader>,
     /// Scan columns that `reader` yields, ascending.
     columns: Vec<usize>,
     kept: Kept,

@@ -16,6 +16,7 @@ use super::plan::FragmentPlan;
 use super::reduce::Reductions;
 use super::results::{FragmentKey, FragmentResults, ResultCache};
 use crate::cpu::{CpuPool, CpuUse};
+use crate::decoded::DecodedSegment;
 use crate::limits::{BATCH_ROWS_MAX, REDUCTION_BATCH_ROWS};
 
 /// Schemas of segments that are remembered per request; a table has few over its life.
@@ -24,10 +25,20 @@ const SCHEMAS_MAX: usize = 8;
 /// Memory of a scan is counted in units of this many bytes, since a semaphore counts in 32 bits.
 const MEMORY_UNIT_BYTES: u64 = 1024;
 
+/// A segment that a scan starts to read.
+#[derive(Debug)]
+pub(crate) struct OpenSegment {
+    pub(crate) footer: Arc<Footer>,
+    /// Bytes that were read to get the footer.
+    pub(crate) footer_bytes_read: u64,
+    /// Its columns, where those that the fragment reads are in memory.
+    pub(crate) decoded: Option<DecodedSegment>,
+}
+
 /// Where a scan finds its segments.
 pub(crate) trait SegmentSource: std::fmt::Debug + Send + Sync {
-    /// The footer of a segment and the bytes that were read to get it. Blocks.
-    fn footer(&self, id: SegmentId) -> Result<(Arc<Footer>, u64)>;
+    /// What is needed to start reading a segment. Blocks.
+    fn open(&self, id: SegmentId) -> Result<OpenSegment>;
     /// Takes note that a segment is corrupt. Blocks.
     fn quarantine(&self, id: SegmentId, reason: &Error);
 }

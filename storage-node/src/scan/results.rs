@@ -20,11 +20,11 @@ use crate::limits::{FRAGMENT_KEY_BYTES_MAX, RESULT_BYTES_MIN};
 
 /// Names a fragment by what it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct FragmentKey([u8; 32]);
+pub struct FragmentKey([u8; 32]);
 
 impl FragmentKey {
     /// The key of a fragment whose results may be kept, with batches of so many rows.
-    pub(crate) fn of(fragment: &Fragment, batch_rows: usize) -> Option<Self> {
+    pub fn of(fragment: &Fragment, batch_rows: usize) -> Option<Self> {
         let reduction = fragment.reduction()?;
         if reduction.kind() != ReductionKind::Aggregate || fragment.limit().is_some() || has_join_keys(fragment) {
             return None;
@@ -67,6 +67,11 @@ impl ResultCache {
             u32::try_from(bytes.saturating_add(RESULT_BYTES_MIN)).unwrap_or(u32::MAX)
         };
         Self { cache: Cache::builder().max_capacity(bytes_max).weigher(weigh).build() }
+    }
+
+    /// Forgets all of them.
+    pub(crate) fn clear(&self) {
+        self.cache.invalidate_all();
     }
 }
 

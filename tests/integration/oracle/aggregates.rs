@@ -139,10 +139,7 @@ pub fn grouping_sets(draw: &mut Draw, world: &World) -> Query {
         _ => format!("GROUPING SETS (({list}), ({}), ())", keys[keys.len() - 1]),
     };
     let sql = format!("SELECT {} FROM {table} t{filter} GROUP BY {sets}", columns.join(", "));
-    let unordered = sql.clone();
-    // DataFusion 55 takes what a filter makes constant for constant in every set, and leaves it out of orders: no LIMIT.
-    let query = finish(draw, "grouping sets", sql, columns.len());
-    Query { sql: unordered, ordered: false, ..query }
+    finish(draw, "grouping sets", sql, columns.len())
 }
 
 /// Aggregates without GROUP BY, which statistics can answer where there is no filter.

@@ -252,3 +252,30 @@ async fn kept_plans_hold_neither_rows_nor_snapshots() {
     }
     panic!("{:?} holders, {} bytes reserved", old.strong_count(), db.engine.runtime().memory_pool.reserved());
 }
+
+#[tokio::test]
+async fn named_statements_have_plans_that_are_kept() {
+    let db = table().await;
+    db.run(&[
+        "PREPARE q(INT) AS SELECT a FROM t WHERE b = $1 AND a > 80",
+        "PREPARE f AS SELECT a + $1 FROM t WHERE a = 1",
+    ])
+    .await;
+    for (sql, expected, hit) in [
+        ("EXECUTE q(3)", ["83", "93"].as_slice(), false),
+        ("EXECUTE q(1 + 2)", &["83", "93"], true),
+        ("EXECUTE q(4)", &["84", "94"], false),
+        ("EXECUTE f(1)", &["2"], false),
+        ("EXECUTE f(1)", &["2"], true),
+        ("EXECUTE f(2)", &["3"], false),
+    ] {
+        let (rows, record) = run(&db, sql, None).await;
+        assert_eq!(
+            (rows.as_slice(), record.plan_cache_hit),
+            (expected.iter().map(|row| row.to_string()).collect::<Vec<_>>().as_slice(), hit),
+            "{sql}"
+        );
+    }
+    db.run(&["DROP TABLE t", "CREATE TABLE t AS SELECT 90 AS a, 3 AS b"]).await;
+    assert_eq!(run(&db, "EXECUTE q(3)", None).await.0, ["90"]);
+}

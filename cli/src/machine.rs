@@ -1,0 +1,108 @@
+//! What the machine has, and what of it the coordinator takes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use aubade_engine::EngineOptions;
+use aubade_proto::{Error, ErrorCode, Result};
+
+use crate::size::ByteSize;
+
+/// The part of the memory that the buffer pool has where nobody says.
+const POOL_PART: u64 = 4;
+/// What it has where the memory is not known.
+const POOL_BYTES_UNKNOWN: u64 = 1 << 30;
+
+/// Bytes of memory that this process may have: those of the machine, or of its control groups where these have fewer.
+fn memory_bytes() -> Option<u64> {
+    let machine = fs::read_to_string("/proc/meminfo").ok().as_deref().and_then(total_of);
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let limits = limit_files(&groups).into_iter();
+    let limits = limits.filter_map(|file| fs::read_to_string(file).ok()?.trim().parse().ok());
+    limits.chain(machine).min()
+}
+
+fn total_of(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kibibytes.checked_mul(1024)
+}
+
+/// The files with the limits of the control groups that a process is in, by its `/proc/self/cgroup`, and of those above
+/// them. In a container the folder of the group itself is the root.
+fn limit_files(groups: &str) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for line in groups.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+        let (root, name) = match controllers {
+            "" => ("/sys/fs/cgroup", "memory.max"),
+            controllers if controllers.split(',').any(|controller| controller == "memory") => {
+                ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+            }
+            _ => continue,
+        };
+        let group = Path::new(path.trim_start_matches('/'));
+        files.extend(group.ancestors().map(|group| Path::new(root).join(group).join(name)));
+    }
+    files
+}
+
+/// The options of a coordinator with so much memory for queries and for its buffer pool.
+///
+/// # Errors
+/// `InvalidArgument` where that is more than there is.
+pub(crate) fn engine_options(memory_limit: Option<ByteSize>, buffer_pool: Option<ByteSize>) -> Result<EngineOptions> {
+    let options = EngineOptions { memory_limit_bytes: memory_limit.map(|size| size.0), ..EngineOptions::default() };
+    let for_queries = u64::try_from(options.memory_limit_bytes()).unwrap_or(u64::MAX);
+    let buffer_pool_bytes = pool_bytes(buffer_pool, for_queries, memory_bytes())?;
+    Ok(EngineOptions { buffer_pool_bytes, ..options })
+}
+
+fn pool_bytes(asked: Option<ByteSize>, for_queries: u64, memory: Option<u64>) -> Result<u64> {
+    match (asked, memory) {
+        (Some(asked), Some(memory)) if asked.0 > 0 && asked.0.saturating_add(for_queries) > memory => {
+            let text = format!(
+                "--buffer-pool {asked} and the {} of --memory-limit are more than the memory of the machine, {}",
+                ByteSize(for_queries),
+                ByteSize(memory)
+            );
+            Err(Error::new(ErrorCode::InvalidArgument, text).hint("lower one of the two"))
+        }
+        (Some(asked), _) => Ok(asked.0),
+        (None, Some(memory)) => Ok((memory / POOL_PART).min(memory.saturating_sub(for_queries) / 2)),
+        (None, None) => Ok(POOL_BYTES_UNKNOWN),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_memory_is_read() {
+        assert_eq!(total_of("MemFree: 1 kB\nMemTotal:       16 kB\n"), Some(16 << 10));
+        assert_eq!(total_of("MemFree: 1 kB\n"), None);
+        let files = limit_files("12:cpu,memory:/a\n3:cpu:/b\n0::/c/d\nnonsense\n");
+        let files: Vec<_> = files.iter().map(|file| file.to_str().unwrap()).collect();
+        let expected = [
+            "/sys/fs/cgroup/memory/a/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/c/d/memory.max",
+            "/sys/fs/cgroup/c/memory.max",
+            "/sys/fs/cgroup/memory.max",
+        ];
+        assert_eq!(files, expected);
+    }
+
+    #[test]
+    fn the_pool_and_queries_fit_into_memory() {
+        assert_eq!(pool_bytes(None, 10, Some(100)).unwrap(), 25);
+        assert_eq!(pool_bytes(None, 80, Some(100)).unwrap(), 10);
+        assert_eq!(pool_bytes(None, 200, Some(100)).unwrap(), 0);
+        assert_eq!(pool_bytes(Some(ByteSize(90)), 10, Some(100)).unwrap(), 90);
+        assert_eq!(pool_bytes(Some(ByteSize(0)), 200, Some(100)).unwrap(), 0);
+        let error = pool_bytes(Some(ByteSize(91)), 10, Some(100)).unwrap_err();
+        assert!(error.message().contains("--memory-limit"), "{error:?}");
+    }
+}

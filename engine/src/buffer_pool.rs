@@ -1,0 +1,517 @@
+//! The buffer pool: decoded columns of segments in the memory of the coordinator.
+//!
+//! Segments never change, so a column that was decoded once is right for as long as the segment exists. To a scan the
+//! pool is one more replica, asked first for segments of which it has all columns that the fragment reads:
+//! [`BufferPoolClient`]. It runs the code of the storage nodes over its columns, with the same pruning.
+//!
+//! ```text
+//!            FanOut ──▶ pool has all columns ──▶ BufferPoolClient ──▶ FragmentRunner over decoded columns
+//!               │
+//!               └────▶ it has not ──▶ storage node ──▶ missed(): what it cost ──▶ worth it? ──▶ queue ──▶ loader
+//! ```
+//! What is kept follows the weighted policy of FlexPushdownDB (Yang et al., VLDB 2021): how often a column was wanted,
+//! times what it costs not to have it (time at storage, and bytes over the wire), per byte that it takes. What was wanted
+//! long ago counts less and less, so that a single scan of a large table displaces nothing that is in use.
+
+mod client;
+mod load;
+mod worth;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use aubade_catalog::{NodeEntry, RelationName, SegmentEntry};
+use aubade_proto::{Error, ErrorCode, NodeId, RelationId, Result, SegmentId};
+use aubade_storage_node::{DecodedColumn, DecodedSegment, FragmentKey, FragmentRunner};
+use moka::sync::Cache;
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::sync::mpsc;
+
+pub(crate) use client::BufferPoolClient;
+pub(crate) use load::{Loader, load_table};
+use worth::{Rank, Worth, estimated_bytes};
+
+use crate::limits::{BUFFER_POOL_PAST_MAX, BUFFER_POOL_QUEUE};
+
+/// See the module's doc.
+#[derive(Debug)]
+pub(crate) struct BufferPool {
+    bytes_max: usize,
+    runner: Arc<FragmentRunner>,
+    state: Mutex<State>,
+    /// What columns that are not here were worth when they were last wanted.
+    past: Cache<ColumnOfSegment, Worth>,
+    /// Whether a node is thought to have the result of a fragment over a segment.
+    kept_at_nodes: Cache<(SegmentId, FragmentKey), bool>,
+    wanted: mpsc::Sender<Wanted>,
+}
+
+type ColumnOfSegment = (SegmentId, Arc<str>);
+
+/// A segment of which columns should be loaded.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    table: Arc<TableOfPool>,
+    segment: Arc<SegmentEntry>,
+    /// With what they are worth.
+    columns: Vec<(Arc<str>, Worth)>,
+}
+
+impl Wanted {
+    fn names(&self) -> Vec<Arc<str>> {
+        self.columns.iter().map(|(name, _)| Arc::clone(name)).collect()
+    }
+
+    fn bytes(&self) -> usize {
+        let of = |(name, worth): &(Arc<str>, Worth)| {
+            worth.bytes.unwrap_or_else(|| estimated_bytes(&self.table.schema, name, self.segment.rows))
+        };
+        self.columns.iter().map(of).fold(0, usize::saturating_add)
+    }
+}
+
+/// The table of a segment.
+#[derive(Debug)]
+pub(crate) struct TableOfPool {
+    pub(crate) id: RelationId,
+    pub(crate) name: RelationName,
+    pub(crate) schema: SchemaRef,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    segments: HashMap<SegmentId, Held>,
+    /// The columns that may go, those worth least per byte first.
+    ranked: BTreeSet<(Rank, SegmentId, Arc<str>)>,
+    bytes: usize,
+    /// Counts scans.
+    now: u64,
+    /// Segments on their way in: each is fetched once, however many queries want it.
+    loading: HashSet<SegmentId>,
+    /// Columns that CACHE TABLE has named, with about what they take.
+    pinned: BTreeMap<RelationId, BTreeMap<Arc<str>, usize>>,
+    totals: BTreeMap<(RelationId, Arc<str>), Totals>,
+}
+
+/// A segment with the columns that are here.
+#[derive(Debug)]
+struct Held {
+    table: Arc<TableOfPool>,
+    segment: DecodedSegment,
+    worth: BTreeMap<Arc<str>, Worth>,
+}
+
+/// Of one column of a table, also over what is no longer here.
+#[derive(Clone, Copy, Debug, Default)]
+struct Totals {
+    hits: u64,
+    misses: u64,
+    saved_micros: f64,
+}
+
+/// One line of `system.buffer_pool`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct BufferPoolLine {
+    schema_name: String,
+    table_name: String,
+    column_name: String,
+    /// Segments of which the column is here.
+    segments: u64,
+    bytes: u64,
+    pinned: bool,
+    /// Segments that were scanned here, and at storage nodes though they might have been here.
+    hits: u64,
+    misses: u64,
+    /// What the hits would have cost at storage nodes and on the wire, about.
+    saved_micros: u64,
+}
+
+impl BufferPool {
+    /// A pool of that many bytes, and what has to run for it to be filled.
+    pub(crate) fn new(bytes_max: usize, runner: Arc<FragmentRunner>) -> (Arc<Self>, mpsc::Receiver<Wanted>) {
+        let (wanted, receiver) = mpsc::channel(BUFFER_POOL_QUEUE);
+        let cache = || Cache::builder().max_capacity(BUFFER_POOL_PAST_MAX);
+        let pool = Self {
+            bytes_max,
+            runner,
+            state: Mutex::default(),
+            past: cache().build(),
+            kept_at_nodes: Cache::builder().max_capacity(BUFFER_POOL_PAST_MAX).build(),
+            wanted,
+        };
+        (Arc::new(pool), receiver)
+    }
+
+    /// As what a scan sees it.
+    pub(crate) fn entry() -> NodeEntry {
+        NodeEntry { id: Self::NODE, zone: String::new(), address: "buffer pool".to_owned() }
+    }
+
+    /// Stands for the pool among nodes.
+    pub(crate) const NODE: NodeId = NodeId(uuid::Uuid::nil());
+
+    pub(crate) fn bytes_max(&self) -> usize {
+        self.bytes_max
+    }
+
+    /// Bytes that it holds.
+    pub(crate) fn bytes(&self) -> usize {
+        self.state.lock().bytes
+    }
+
+    pub(crate) fn runner(&self) -> &Arc<FragmentRunner> {
+        &self.runner
+    }
+
+    /// A scan begins: worth fades by their number.
+    pub(crate) fn tick(&self) {
+        let mut state = self.state.lock();
+        state.now = state.now.wrapping_add(1);
+    }
+
+    /// Whether all of `columns` of a segment are here.
+    pub(crate) fn holds(&self, id: SegmentId, columns: &[Arc<str>]) -> bool {
+        let state = self.state.lock();
+        state.segments.get(&id).is_some_and(|held| held.has_all(columns))
+    }
+
+    /// A segment of which all of `columns` are here. Counts as a use.
+    pub(crate) fn get(&self, id: SegmentId, columns: &[Arc<str>]) -> Option<DecodedSegment> {
+        let mut state = self.state.lock();
+        let table = state.segments.get(&id).filter(|held| held.has_all(columns))?.table.id;
+        for column in columns {
+            let Some(worth) = state.used(id, column) else { continue };
+            let totals = state.totals.entry((table, Arc::clone(column))).or_default();
+            totals.hits += 1;
+            totals.saved_micros += worth.cost_micros;
+        }
+        state.segments.get(&id).map(|held| held.segment.clone())
+    }
+
+    /// Takes note that a segment was scanned at a storage node, and of what that cost; has the columns loaded if they are
+    /// worth it.
+    pub(crate) fn missed(
+        &self,
+        table: &Arc<TableOfPool>,
+        segment: &Arc<SegmentEntry>,
+        columns: &[Arc<str>],
+        cost_micros: f64,
+    ) {
+        let bytes: Vec<usize> =
+            columns.iter().map(|column| estimated_bytes(&table.schema, column, segment.rows)).collect();
+        let all_bytes: usize = bytes.iter().sum();
+        let mut state = self.state.lock();
+        let now = state.now;
+        let mut missing = Vec::new();
+        for (column, bytes) in columns.iter().zip(&bytes) {
+            state.totals.entry((table.id, Arc::clone(column))).or_default().misses += 1;
+            if state.segments.get(&segment.id).is_some_and(|held| held.worth.contains_key(column)) {
+                continue;
+            }
+            let key = (segment.id, Arc::clone(column));
+            let mut worth = self.past.get(&key).unwrap_or_default();
+            worth.cost_micros = cost_micros * *bytes as f64 / all_bytes.max(1) as f64;
+            worth.used(now);
+            self.past.insert(key, worth);
+            missing.push((Arc::clone(column), worth));
+        }
+        let wanted = Wanted { table: Arc::clone(table), segment: Arc::clone(segment), columns: missing };
+        if wanted.columns.is_empty() || state.loading.contains(&segment.id) || !state.admits(self.bytes_max, &wanted) {
+            return;
+        }
+        // A full queue forgets: what is wanted again comes again.
+        if self.wanted.try_send(wanted).is_ok() {
+            state.loading.insert(segment.id);
+        }
+    }
+
+    /// Whether what is wanted would still find room.
+    fn admits(&self, wanted: &Wanted) -> bool {
+        self.state.lock().admits(self.bytes_max, wanted)
+    }
+
+    /// Whether a node is thought to have the result of a fragment over a segment: asking it costs less than a scan here.
+    pub(crate) fn is_kept_at_node(&self, id: SegmentId, key: FragmentKey) -> bool {
+        self.kept_at_nodes.get(&(id, key)).unwrap_or(false)
+    }
+
+    /// Takes note that a node has answered with a result that it may keep, and whether it had kept it.
+    pub(crate) fn answered_by_node(&self, id: SegmentId, key: FragmentKey, was_kept: bool) {
+        let before = self.kept_at_nodes.get(&(id, key));
+        // One that it should have had, and has not, is not kept there.
+        self.kept_at_nodes.insert((id, key), was_kept || before.is_none());
+    }
+
+    /// Takes in what was loaded, all or nothing; `false` where it is worth less than what would have to go for it.
+    fn insert(&self, wanted: &Wanted, loaded: &DecodedSegment) -> bool {
+        let mut state = self.state.lock();
+        let id = loaded.id();
+        let fresh =
+            |state: &State, name: &Arc<str>| !state.segments.get(&id).is_some_and(|held| held.worth.contains_key(name));
+        let mut columns = Vec::new();
+        let mut bytes = if state.segments.contains_key(&id) { 0 } else { loaded.footer_bytes() };
+        for (name, worth) in &wanted.columns {
+            let Some(column) = loaded.columns().get(name).filter(|_| fresh(&state, name)) else { continue };
+            let worth = self.past.get(&(id, Arc::clone(name))).unwrap_or(*worth).taking(column.bytes());
+            bytes = bytes.saturating_add(column.bytes());
+            columns.push((name, column, worth));
+        }
+        let rank = state.rank_of(wanted.table.id, columns.iter().map(|(name, _, worth)| (*name, worth)), bytes);
+        let Some(gone) = state.make_room(self.bytes_max, bytes, rank, id) else {
+            for (name, _, worth) in columns {
+                self.past.insert((id, Arc::clone(name)), worth);
+            }
+            return false;
+        };
+        gone.into_iter().for_each(|(key, worth)| self.past.insert(key, worth));
+        for (name, column, worth) in columns {
+            state.add(&wanted.table, loaded, name, column, worth);
+            self.past.invalidate(&(id, Arc::clone(name)));
+        }
+        true
+    }
+
+    /// A load has ended.
+    fn loaded(&self, id: SegmentId) {
+        self.state.lock().loading.remove(&id);
+    }
+
+    /// Which of `columns` of a segment are not here.
+    fn missing(&self, id: SegmentId, columns: &[Arc<str>]) -> Vec<Arc<str>> {
+        let state = self.state.lock();
+        let held = state.segments.get(&id);
+        columns.iter().filter(|column| !held.is_some_and(|held| held.worth.contains_key(*column))).cloned().collect()
+    }
+
+    /// Keeps columns of a table for as long as they are wanted, whatever else is.
+    ///
+    /// # Errors
+    /// `LimitExceeded` where they do not fit beside what else is kept so, by an estimate.
+    pub(crate) fn pin(&self, table: &TableOfPool, columns: &[Arc<str>], rows: u64) -> Result<()> {
+        let of = |column: &Arc<str>| (Arc::clone(column), estimated_bytes(&table.schema, column, rows));
+        let columns: BTreeMap<Arc<str>, usize> = columns.iter().map(of).collect();
+        let mut state = self.state.lock();
+        let known = state.pinned.get(&table.id);
+        let is_known = |column: &Arc<str>| known.is_some_and(|known| known.contains_key(column));
+        let more: usize = columns.iter().filter(|(column, _)| !is_known(column)).map(|(_, bytes)| bytes).sum();
+        let others: usize = state.pinned.values().flat_map(BTreeMap::values).sum();
+        if others.saturating_add(more) > self.bytes_max {
+            let text = format!(
+                "{} takes about {more} bytes in the buffer pool, which has {}, and {others} are taken by tables that are \
+                 cached",
+                table.name, self.bytes_max
+            );
+            return Err(Error::new(ErrorCode::LimitExceeded, text).hint(
+                "name fewer columns, UNCACHE TABLE another table, or give the coordinator a larger --buffer-pool",
+            ));
+        }
+        state.pinned.entry(table.id).or_default().extend(columns);
+        state.rank_again(table.id);
+        Ok(())
+    }
+
+    /// The columns of a table are kept for what they are worth again.
+    pub(crate) fn let_go(&self, table: RelationId) {
+        let mut state = self.state.lock();
+        state.pinned.remove(&table);
+        state.rank_again(table);
+    }
+
+    /// Forgets what is here of a table.
+    pub(crate) fn unpin(&self, table: RelationId) {
+        self.let_go(table);
+        self.state.lock().retain(|held| held.table.id != table);
+    }
+
+    /// Forgets all columns and results of fragments. What CACHE TABLE has named is loaded again when it is wanted.
+    pub(crate) fn clear(&self) {
+        self.state.lock().retain(|_| false);
+        self.past.invalidate_all();
+        self.kept_at_nodes.invalidate_all();
+        self.runner.discard_results();
+    }
+
+    /// Forgets segments that no version names any more.
+    pub(crate) fn retain_segments(&self, named: &BTreeSet<SegmentId>, tables: &BTreeSet<RelationId>) {
+        let mut state = self.state.lock();
+        state.retain(|held| named.contains(&held.segment.id()));
+        state.pinned.retain(|table, _| tables.contains(table));
+        state.totals.retain(|(table, _), _| tables.contains(table));
+    }
+
+    /// What it holds and did, by table and column.
+    pub(crate) fn lines(&self, names: &BTreeMap<RelationId, RelationName>) -> Vec<BufferPoolLine> {
+        let state = self.state.lock();
+        let mut held: BTreeMap<(RelationId, Arc<str>), (u64, u64)> = BTreeMap::new();
+        for (table, name, column) in state.columns() {
+            let (segments, bytes) = held.entry((table, Arc::clone(name))).or_default();
+            *segments += 1;
+            *bytes += column.bytes() as u64;
+        }
+        let keys: BTreeSet<&(RelationId, Arc<str>)> = held.keys().chain(state.totals.keys()).collect();
+        let lines = keys.into_iter().filter_map(|key| {
+            let table = names.get(&key.0)?;
+            let (segments, bytes) = held.get(key).copied().unwrap_or_default();
+            let totals = state.totals.get(key).copied().unwrap_or_default();
+            Some(BufferPoolLine {
+                schema_name: table.schema.clone(),
+                table_name: table.name.clone(),
+                column_name: key.1.to_string(),
+                segments,
+                bytes,
+                pinned: state.is_pinned(key.0, &key.1),
+                hits: totals.hits,
+                misses: totals.misses,
+                saved_micros: totals.saved_micros as u64,
+            })
+        });
+        let mut lines: Vec<_> = lines.collect();
+        lines.sort_by(|one, other| {
+            let order =
+                |line: &BufferPoolLine| (line.schema_name.clone(), line.table_name.clone(), line.column_name.clone());
+            order(one).cmp(&order(other))
+        });
+        lines
+    }
+}
+
+impl Held {
+    fn has_all(&self, columns: &[Arc<str>]) -> bool {
+        !columns.is_empty() && columns.iter().all(|column| self.worth.contains_key(column))
+    }
+}
+
+impl State {
+    fn columns(&self) -> impl Iterator<Item = (RelationId, &Arc<str>, &Arc<DecodedColumn>)> {
+        self.segments
+            .values()
+            .flat_map(|held| held.segment.columns().iter().map(|(name, column)| (held.table.id, name, column)))
+    }
+
+    fn is_pinned(&self, table: RelationId, column: &Arc<str>) -> bool {
+        self.pinned.get(&table).is_some_and(|columns| columns.contains_key(column))
+    }
+
+    /// The rank of columns that come or stay together.
+    fn rank_of<'a>(
+        &self,
+        table: RelationId,
+        columns: impl Iterator<Item = (&'a Arc<str>, &'a Worth)> + Clone,
+        bytes: usize,
+    ) -> Rank {
+        if columns.clone().any(|(name, _)| self.is_pinned(table, name)) {
+            return Rank::MAX;
+        }
+        columns.map(|(_, worth)| *worth).reduce(Worth::together).unwrap_or_default().rank(bytes)
+    }
+
+    /// Whether what is wanted would find room, by itself or in the place of what is worth less.
+    fn admits(&self, bytes_max: usize, wanted: &Wanted) -> bool {
+        let bytes = wanted.bytes();
+        let rank = self.rank_of(wanted.table.id, wanted.columns.iter().map(|(name, worth)| (name, worth)), bytes);
+        self.goes_for(bytes_max, bytes, rank, wanted.segment.id).is_some()
+    }
+
+    /// What has to go for so many bytes of a segment that rank so; `None` where that is not enough, or worth more.
+    fn goes_for(&self, bytes_max: usize, bytes: usize, rank: Rank, of: SegmentId) -> Option<Vec<ColumnOfSegment>> {
+        let mut free = bytes_max.saturating_sub(self.bytes);
+        let mut goes = Vec::new();
+        let mut less = self.ranked.iter().take_while(|(other, _, _)| *other < rank).filter(|(_, id, _)| *id != of);
+        while free < bytes {
+            let (_, id, name) = less.next()?;
+            let column = self.segments.get(id).and_then(|held| held.segment.columns().get(name));
+            free = free.saturating_add(column.map_or(0, |column| column.bytes()));
+            goes.push((*id, Arc::clone(name)));
+        }
+        Some(goes)
+    }
+
+    /// Makes room for so many bytes of a segment. Gives what has gone; `None`, and nothing goes, where that is not
+    /// enough.
+    fn make_room(
+        &mut self,
+        bytes_max: usize,
+        bytes: usize,
+        rank: Rank,
+        of: SegmentId,
+    ) -> Option<Vec<(ColumnOfSegment, Worth)>> {
+        let goes = self.goes_for(bytes_max, bytes, rank, of)?;
+        let gone = goes.into_iter().filter_map(|(id, name)| Some(((id, Arc::clone(&name)), self.remove(id, &name)?)));
+        Some(gone.collect())
+    }
+
+    /// A column that is here was wanted; gives what it is worth.
+    fn used(&mut self, id: SegmentId, name: &Arc<str>) -> Option<Worth> {
+        let held = self.segments.get_mut(&id)?;
+        let (worth, column) = (held.worth.get_mut(name)?, held.segment.columns().get(name)?);
+        let place = (worth.rank(column.bytes()), id, Arc::clone(name));
+        worth.used(self.now);
+        if let Some((_, id, name)) = self.ranked.take(&place) {
+            self.ranked.insert((worth.rank(column.bytes()), id, name));
+        }
+        Some(*worth)
+    }
+
+    fn add(
+        &mut self,
+        table: &Arc<TableOfPool>,
+        loaded: &DecodedSegment,
+        name: &Arc<str>,
+        column: &Arc<DecodedColumn>,
+        worth: Worth,
+    ) {
+        let id = loaded.id();
+        if !self.is_pinned(table.id, name) {
+            self.ranked.insert((worth.rank(column.bytes()), id, Arc::clone(name)));
+        }
+        let bytes = &mut self.bytes;
+        let held = self.segments.entry(id).or_insert_with(|| {
+            *bytes = bytes.saturating_add(loaded.footer_bytes());
+            Held { table: Arc::clone(table), segment: loaded.without_columns(), worth: BTreeMap::new() }
+        });
+        *bytes = bytes.saturating_add(column.bytes());
+        held.segment.add(Arc::clone(name), Arc::clone(column));
+        held.worth.insert(Arc::clone(name), worth);
+    }
+
+    /// Takes a column away; gives what it was worth.
+    fn remove(&mut self, id: SegmentId, name: &Arc<str>) -> Option<Worth> {
+        let held = self.segments.get_mut(&id)?;
+        let (worth, column) = (held.worth.remove(name)?, held.segment.remove(name)?);
+        self.bytes = self.bytes.saturating_sub(column.bytes());
+        self.ranked.remove(&(worth.rank(column.bytes()), id, Arc::clone(name)));
+        if held.worth.is_empty() {
+            self.bytes = self.bytes.saturating_sub(held.segment.footer_bytes());
+            self.segments.remove(&id);
+        }
+        Some(worth)
+    }
+
+    /// Takes away the segments that are not to be kept.
+    fn retain(&mut self, keep: impl Fn(&Held) -> bool) {
+        let gone = self.segments.iter().filter(|(_, held)| !keep(held));
+        let gone = gone.flat_map(|(id, held)| held.worth.keys().map(|name| (*id, Arc::clone(name))));
+        for (id, name) in gone.collect::<Vec<_>>() {
+            self.remove(id, &name);
+        }
+    }
+
+    /// Which columns of a table are pinned has changed.
+    fn rank_again(&mut self, table: RelationId) {
+        let of_table = self.segments.iter().filter(|(_, held)| held.table.id == table);
+        let places = of_table.flat_map(|(id, held)| {
+            held.segment
+                .columns()
+                .iter()
+                .filter_map(|(name, column)| Some((held.worth.get(name)?.rank(column.bytes()), *id, Arc::clone(name))))
+        });
+        for place in places.collect::<Vec<_>>() {
+            match self.is_pinned(table, &place.2) {
+                true => self.ranked.remove(&place),
+                false => self.ranked.insert(place),
+            };
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Columns that are kept decoded, and the statements about them.
+
+use std::collections::BTreeMap;
+
+use aubade_environment::clock;
+
+use super::*;
+use crate::query::QueryRecord;
+use crate::session::ExecuteOptions;
+
+const POOL_BYTES: u64 = 16 << 20;
+
+async fn open(buffer_pool_bytes: u64) -> Database {
+    let options = EngineOptions { buffer_pool_bytes, target_partitions: Some(2), ..EngineOptions::default() };
+    let engine = Engine::open_in_memory(Environment::system(), options).await.unwrap();
+    let db = Database { session: engine.session(), engine };
+    // What nodes have kept is not scanned anywhere.
+    db.run(&[
+        "SET aubade.fragment_cache = off",
+        "CREATE TABLE t AS SELECT value AS a, value % 10 AS b, 'row ' || value AS c FROM generate_series(1, 1000)",
+    ])
+    .await;
+    db
+}
+
+/// Runs a query; its rows and its record.
+async fn run(db: &Database, sql: &str) -> (Vec<String>, QueryRecord) {
+    let output = db.session.execute_with(sql, None, ExecuteOptions::default()).await.unwrap();
+    let id = output.query_id;
+    let rows = lines(output).await.unwrap();
+    (rows, db.engine.queries().get(id).unwrap())
+}
+
+/// Runs a query until all segments that it scans are in the pool.
+async fn until_pooled(db: &Database, sql: &str) -> Vec<String> {
+    let pooled = async {
+        loop {
+            let (rows, record) = run(db, sql).await;
+            if record.segments_pooled == record.segments_scanned {
+                return rows;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let clock = &db.engine.environment().clock;
+    clock::timeout(clock.as_ref(), Duration::from_secs(30), pooled)
+        .await
+        .expect("the segments never came into the pool")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cached_table_is_scanned_where_it_is_cached() {
+    let db = open(POOL_BYTES).await;
+    db.run(&["CACHE TABLE t (a, b)"]).await;
+    for (sql, pooled) in [
+        ("SELECT sum(a) FROM t WHERE b = 3", true),
+        ("SELECT b, count(*), max(a) FROM t GROUP BY b ORDER BY b", true),
+        ("SELECT a FROM t WHERE a % 7 = 0 AND b > 4 ORDER BY a DESC LIMIT 5", true),
+        ("SELECT a, b FROM t WHERE a BETWEEN 100 AND 103", true),
+        ("SELECT c FROM t WHERE a = 17", false),
+        ("SELECT count(*) FROM t WHERE a > 5000", true),
+    ] {
+        let (rows, record) = run(&db, sql).await;
+        let scanned = if pooled { record.segments_scanned } else { 0 };
+        assert_eq!(record.segments_pooled, scanned, "{sql}: {record:?}");
+        db.run(&["SET aubade.buffer_pool = off"]).await;
+        let (plain, record) = run(&db, sql).await;
+        db.run(&["SET aubade.buffer_pool = on"]).await;
+        assert_eq!((plain, record.segments_pooled), (rows, 0), "{sql}");
+    }
+    let lines = db.rows("SELECT table_name, column_name, segments, pinned, hits > 0 FROM system.buffer_pool").await;
+    assert!(lines.contains(&"t|a|1|true|true".to_owned()), "{lines:?}");
+    db.run(&["UNCACHE TABLE t"]).await;
+    assert_eq!(db.rows("SELECT sum(bytes) FROM system.buffer_pool").await, ["0"]);
+    db.engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_queries_want_is_loaded_and_so_is_what_is_appended() {
+    let db = open(POOL_BYTES).await;
+    let sql = "SELECT count(*), sum(a) FROM t WHERE b < 5";
+    assert_eq!(until_pooled(&db, sql).await, ["500|249500"]);
+    db.run(&["INSERT INTO t VALUES (2000, 1, 'new')"]).await;
+    assert_eq!(run(&db, sql).await.0, ["501|251500"]);
+    assert_eq!(until_pooled(&db, sql).await, ["501|251500"]);
+    db.run(&["DROP TABLE t", "CREATE TABLE t AS SELECT 5 AS a, 4 AS b"]).await;
+    assert_eq!(until_pooled(&db, sql).await, ["1|5"]);
+    db.run(&["DISCARD BUFFERS"]).await;
+    assert_eq!(db.engine.cluster().buffer_pool().unwrap().bytes(), 0);
+    assert_eq!(run(&db, sql).await.0, ["1|5"]);
+    db.engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn results_over_pooled_columns_are_kept_too() {
+    let db = open(POOL_BYTES).await;
+    db.run(&["CACHE TABLE t", "SET aubade.fragment_cache = on"]).await;
+    let sql = "SELECT b, sum(a) FROM t GROUP BY b ORDER BY b LIMIT 1";
+    let (first, record) = run(&db, sql).await;
+    assert_eq!((record.segments_pooled, record.segments_kept), (1, 0), "{record:?}");
+    let (second, record) = run(&db, sql).await;
+    assert_eq!((second, record.segments_pooled, record.segments_kept), (first, 1, 1), "{record:?}");
+    db.engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn columns_that_are_used_stay_and_others_make_room() {
+    // Room for one of the two tables.
+    let db = open(200 << 10).await;
+    let rows = "SELECT value AS a FROM generate_series(1, 16000)";
+    db.run(&[&format!("CREATE TABLE hot AS {rows}"), &format!("CREATE TABLE cold AS {rows}")]).await;
+    for _ in 0..8 {
+        until_pooled(&db, "SELECT sum(a) FROM hot WHERE a % 3 = 1").await;
+        run(&db, "SELECT sum(a) FROM hot WHERE a % 3 = 1").await;
+    }
+    run(&db, "SELECT sum(a) FROM cold WHERE a % 3 = 1").await;
+    until_pooled(&db, "SELECT sum(a) FROM hot WHERE a % 3 = 2").await;
+    let pool = db.engine.cluster().buffer_pool().unwrap();
+    assert!(pool.bytes() <= pool.bytes_max(), "{pool:?}");
+    let tables: BTreeMap<String, String> = db
+        .rows("SELECT table_name, segments FROM system.buffer_pool WHERE column_name = 'a'")
+        .await
+        .iter()
+        .filter_map(|line| line.split_once('|').map(|(table, segments)| (table.to_owned(), segments.to_owned())))
+        .collect();
+    assert_eq!((tables["hot"].as_str(), tables["cold"].as_str()), ("1", "0"), "{tables:?}");
+    db.engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mistakes_are_named() {
+    let db = open(256 << 10).await;
+    db.run(&["CREATE VIEW v AS SELECT a FROM t"]).await;
+    assert_eq!(db.code("CACHE TABLE nowhere").await, ErrorCode::TableNotFound);
+    assert_eq!(db.code("UNCACHE TABLE nowhere").await, ErrorCode::TableNotFound);
+    assert_eq!(db.code("CACHE TABLE v").await, ErrorCode::InvalidArgument);
+    let error = db.error("CACHE TABLE t (a, x)").await;
+    assert_eq!((error.code(), error.hint_text()), (ErrorCode::ColumnNotFound, Some("its columns are a, b, c")));
+    assert_eq!(db.code("CACHE TABLE t AS SELECT 1").await, ErrorCode::SqlSyntax);
+    db.run(&["CREATE TABLE large AS SELECT value AS a FROM generate_series(1, 100000)"]).await;
+    let error = db.error("CACHE TABLE large").await;
+    assert_eq!(error.code(), ErrorCode::LimitExceeded);
+    assert!(error.hint_text().unwrap().contains("--buffer-pool"), "{error:?}");
+    db.engine.shutdown().await;
+    let db = Database::open().await;
+    let error = db.error("DISCARD BUFFERS").await;
+    assert_eq!(error.code(), ErrorCode::NotSupported);
+    assert!(error.hint_text().unwrap().contains("--buffer-pool"), "{error:?}");
+    db.engine.shutdown().await;
+}

@@ -1,0 +1,325 @@
+//! Columns of segments, decoded and in memory: what a buffer pool keeps, and what fragments run over in its stead.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use arrow::array::{
+    Array, ArrayRef, AsArray, BooleanArray, BooleanBufferBuilder, GenericByteViewArray, RecordBatch, RecordBatchOptions,
+};
+use arrow::buffer::{BooleanBuffer, Buffer};
+use arrow::compute::BatchCoalescer;
+use arrow::datatypes::{BinaryViewType, ByteViewType, DataType, SchemaRef, StringViewType};
+use arrow::error::ArrowError;
+use aubade_proto::{Error, ErrorCode, Result, SegmentId};
+use datafusion::common::utils::memory::get_record_batch_memory_size;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{ParquetRecordBatchReaderBuilder, RowSelection};
+
+use crate::limits::DECODED_ROWS;
+use crate::scan::{Footer, SegmentReader};
+
+/// One column of a segment: for each row group arrays of [`DECODED_ROWS`] rows, so that what is handed on of it weighs
+/// no more than a batch does elsewhere.
+#[derive(Debug, Default)]
+pub struct DecodedColumn {
+    groups: Vec<Vec<ArrayRef>>,
+    bytes: usize,
+}
+
+impl DecodedColumn {
+    /// Bytes of memory that it holds.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Decodes a column of a file whose bytes are at hand, a row group at a time. Each step blocks for as long as that
+    /// takes; `false` at the end, and where the file has no such column.
+    pub(crate) fn decode_next(&mut self, footer: &Footer, name: &str) -> Result<bool> {
+        let group = self.groups.len();
+        let Ok(root) = footer.schema().index_of(name) else { return Ok(false) };
+        if group >= footer.metadata.num_row_groups() {
+            return Ok(false);
+        }
+        let reader = SegmentReader::new(Arc::clone(&footer.file));
+        let mask = ProjectionMask::roots(footer.metadata.file_metadata().schema_descr(), [root]);
+        let batches = ParquetRecordBatchReaderBuilder::new_with_metadata(reader.clone(), footer.arrow.clone())
+            .with_row_groups(vec![group])
+            .with_projection(mask)
+            .with_batch_size(DECODED_ROWS)
+            .build()
+            .map_err(|error| reader.explain(error))?;
+        let (mut copies, mut arrays) = (HashMap::new(), Vec::new());
+        for batch in batches {
+            let batch = batch.map_err(|error| reader.explain(error))?;
+            let column = batch.columns().first().map(|column| detached(column, &mut copies)).transpose()?;
+            let Some(column) = column else { continue };
+            let alone = RecordBatch::try_new(batch.schema(), vec![Arc::clone(&column)])?;
+            self.bytes = self.bytes.saturating_add(get_record_batch_memory_size(&alone));
+            arrays.push(column);
+        }
+        self.groups.push(arrays);
+        Ok(true)
+    }
+}
+
+/// Buffers that were copied, by where they were.
+type Copies = HashMap<(usize, usize), Buffer>;
+
+/// The same values with none of the memory that they were decoded from: texts refer to pages, which can be parts of all
+/// that was fetched.
+fn detached(array: &ArrayRef, copies: &mut Copies) -> Result<ArrayRef> {
+    Ok(match array.data_type() {
+        DataType::Utf8View => Arc::new(detached_views(array.as_byte_view::<StringViewType>(), copies)?),
+        DataType::BinaryView => Arc::new(detached_views(array.as_byte_view::<BinaryViewType>(), copies)?),
+        _ => Arc::clone(array),
+    })
+}
+
+fn detached_views<T: ByteViewType>(
+    array: &GenericByteViewArray<T>,
+    copies: &mut Copies,
+) -> Result<GenericByteViewArray<T>> {
+    let held: usize = array.data_buffers().iter().map(Buffer::len).sum();
+    // A dictionary, whose values are used many times over.
+    if array.total_buffer_bytes_used() < held.saturating_mul(2) {
+        return Ok(array.gc());
+    }
+    let copy = |buffer: &Buffer| {
+        let key = (buffer.as_ptr() as usize, buffer.len());
+        copies.entry(key).or_insert_with(|| Buffer::from(buffer.as_slice().to_vec())).clone()
+    };
+    let buffers: Vec<Buffer> = array.data_buffers().iter().map(copy).collect();
+    Ok(GenericByteViewArray::try_new(array.views().clone(), buffers, array.nulls().cloned())?)
+}
+
+/// Some columns of a segment. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct DecodedSegment {
+    id: SegmentId,
+    pub(crate) footer: Arc<Footer>,
+    columns: BTreeMap<Arc<str>, Arc<DecodedColumn>>,
+}
+
+impl DecodedSegment {
+    pub(crate) fn new(id: SegmentId, footer: Arc<Footer>) -> Self {
+        Self { id, footer, columns: BTreeMap::new() }
+    }
+
+    /// Which segment.
+    pub fn id(&self) -> SegmentId {
+        self.id
+    }
+
+    /// The segment without any column.
+    pub fn without_columns(&self) -> Self {
+        Self::new(self.id, Arc::clone(&self.footer))
+    }
+
+    /// The columns; those that the file lacks are empty.
+    pub fn columns(&self) -> &BTreeMap<Arc<str>, Arc<DecodedColumn>> {
+        &self.columns
+    }
+
+    /// Adds a column of this segment.
+    pub fn add(&mut self, name: Arc<str>, column: Arc<DecodedColumn>) {
+        self.columns.insert(name, column);
+    }
+
+    /// Takes a column away.
+    pub fn remove(&mut self, name: &str) -> Option<Arc<DecodedColumn>> {
+        self.columns.remove(name)
+    }
+
+    /// Bytes of memory that its footer holds.
+    pub fn footer_bytes(&self) -> usize {
+        self.footer.metadata.memory_size()
+    }
+
+    /// The rows of a row group that a selection leaves, of some columns by their index in the file.
+    ///
+    /// # Errors
+    /// `SegmentNotFound` where not all of these are here.
+    pub(crate) fn rows(
+        &self,
+        group: usize,
+        roots: &[usize],
+        selection: Option<&RowSelection>,
+        batch_rows: usize,
+    ) -> Result<DecodedRows> {
+        let file_schema = self.footer.schema();
+        let group_rows = self.footer.metadata.row_groups().get(group).map(|group| group.num_rows());
+        let rows = group_rows.and_then(|rows| usize::try_from(rows).ok()).ok_or_else(|| missing(self.id))?;
+        let columns = roots.iter().map(|root| {
+            let column = self.columns.get(file_schema.fields().get(*root)?.name().as_str())?;
+            column.groups.get(group)
+        });
+        let columns = columns.collect::<Option<Vec<_>>>().ok_or_else(|| missing(self.id))?;
+        let schema: SchemaRef = Arc::new(file_schema.project(roots)?);
+        let mut parts = VecDeque::with_capacity(rows.div_ceil(DECODED_ROWS));
+        for (index, first) in (0..rows).step_by(DECODED_ROWS).enumerate() {
+            let arrays = columns.iter().map(|arrays| arrays.get(index).map(Arc::clone)).collect::<Option<Vec<_>>>();
+            let arrays = arrays.ok_or_else(|| missing(self.id))?;
+            let options = RecordBatchOptions::new().with_row_count(Some(DECODED_ROWS.min(rows - first)));
+            parts.push_back(RecordBatch::try_new_with_options(Arc::clone(&schema), arrays, &options)?);
+        }
+        let selected = selection.map(|selection| mask_of(selection, rows));
+        Ok(DecodedRows::new(&schema, parts, selected, batch_rows.max(1)))
+    }
+}
+
+fn mask_of(selection: &RowSelection, rows: usize) -> BooleanBuffer {
+    let mut mask = BooleanBufferBuilder::new(rows);
+    for selector in selection.iter() {
+        mask.append_n(selector.row_count.min(rows.saturating_sub(mask.len())), !selector.skip);
+    }
+    mask.append_n(rows.saturating_sub(mask.len()), false);
+    mask.finish()
+}
+
+/// Rows of a row group, a batch at a time: of as many rows as the Parquet reader makes them of, since where a reduction
+/// begins to send depends on it.
+pub(crate) struct DecodedRows {
+    /// Of [`DECODED_ROWS`] rows each, but for the last.
+    parts: VecDeque<RecordBatch>,
+    /// Of the rows of `parts`.
+    selected: Option<BooleanBuffer>,
+    batch_rows: usize,
+    /// Cuts batches to their size, where parts of parts do not do.
+    coalescer: Option<BatchCoalescer>,
+}
+
+impl DecodedRows {
+    fn new(
+        schema: &SchemaRef,
+        parts: VecDeque<RecordBatch>,
+        selected: Option<BooleanBuffer>,
+        batch_rows: usize,
+    ) -> Self {
+        let all = selected.as_ref().is_none_or(|selected| selected.count_set_bits() == selected.len());
+        let selected = selected.filter(|_| !all);
+        let coalesces = selected.is_some() || !DECODED_ROWS.is_multiple_of(batch_rows);
+        let coalescer = coalesces.then(|| BatchCoalescer::new(Arc::clone(schema), batch_rows));
+        Self { parts, selected, batch_rows, coalescer }
+    }
+
+    /// The next rows of the first part, whole or in part.
+    fn next_slice(&mut self) -> Option<RecordBatch> {
+        let part = self.parts.front_mut()?;
+        if part.num_rows() <= self.batch_rows {
+            return self.parts.pop_front();
+        }
+        let batch = part.slice(0, self.batch_rows);
+        *part = part.slice(self.batch_rows, part.num_rows() - self.batch_rows);
+        Some(batch)
+    }
+
+    fn next_coalesced(&mut self) -> Result<Option<RecordBatch>, ArrowError> {
+        let Some(coalescer) = &mut self.coalescer else { return Ok(None) };
+        loop {
+            if let Some(batch) = coalescer.next_completed_batch() {
+                return Ok(Some(batch));
+            }
+            let Some(part) = self.parts.pop_front() else {
+                coalescer.finish_buffered_batch()?;
+                return Ok(coalescer.next_completed_batch());
+            };
+            let Some(selected) = &mut self.selected else {
+                coalescer.push_batch(part)?;
+                continue;
+            };
+            let rows = part.num_rows();
+            let mask = selected.slice(0, rows);
+            *selected = selected.slice(rows, selected.len() - rows);
+            match mask.count_set_bits() {
+                0 => {}
+                count if count == rows => coalescer.push_batch(part)?,
+                _ => coalescer.push_batch_with_filter(part, &BooleanArray::new(mask, None))?,
+            }
+        }
+    }
+}
+
+impl Iterator for DecodedRows {
+    type Item = Result<RecordBatch, ArrowError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self.coalescer {
+            Some(_) => self.next_coalesced().transpose(),
+            None => self.next_slice().map(Ok),
+        }
+    }
+}
+
+/// Where decoded segments are found.
+pub trait DecodedSegments: Debug + Send + Sync {
+    /// A segment with the columns that a scan reads; `None` where they are not there, or no longer.
+    fn find(&self, id: SegmentId) -> Option<DecodedSegment>;
+}
+
+/// The error for a segment that is not in memory.
+pub(crate) fn missing(id: SegmentId) -> Error {
+    Error::new(ErrorCode::SegmentNotFound, format!("segment {id} is not in memory"))
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{Int64Array, StringViewArray, StringViewBuilder};
+    use arrow::datatypes::{Field, Schema};
+    use parquet::arrow::arrow_reader::RowSelector;
+
+    use super::*;
+
+    fn rows(count: usize, selection: Option<&RowSelection>, batch_rows: usize) -> Vec<Vec<i64>> {
+        let schema = Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, false)]));
+        let numbers = Int64Array::from_iter_values(0..count as i64);
+        let parts = (0..count).step_by(DECODED_ROWS).map(|first| {
+            let part = numbers.slice(first, DECODED_ROWS.min(count - first));
+            RecordBatch::try_new(Arc::clone(&schema) as SchemaRef, vec![Arc::new(part)]).unwrap()
+        });
+        let selected = selection.map(|selection| mask_of(selection, count));
+        DecodedRows::new(&(Arc::clone(&schema) as SchemaRef), parts.collect(), selected, batch_rows)
+            .map(|batch| batch.unwrap().column(0).as_primitive::<arrow::datatypes::Int64Type>().values().to_vec())
+            .collect()
+    }
+
+    #[test]
+    fn batches_are_as_large_as_those_of_the_parquet_reader() {
+        let count = DECODED_ROWS * 2 + 100;
+        for batch_rows in [61, DECODED_ROWS / 2, DECODED_ROWS, DECODED_ROWS * 2, count * 2] {
+            let batches = rows(count, None, batch_rows);
+            let all: Vec<i64> = batches.iter().flatten().copied().collect();
+            assert_eq!(all, (0..count as i64).collect::<Vec<_>>());
+            let (last, rest) = batches.split_last().unwrap();
+            assert!(rest.iter().all(|batch| batch.len() == batch_rows) && last.len() <= batch_rows, "{batch_rows}");
+        }
+        let selection: RowSelection =
+            vec![RowSelector::skip(5), RowSelector::select(10_000), RowSelector::skip(10), RowSelector::select(3)]
+                .into();
+        for batch_rows in [61, DECODED_ROWS] {
+            let batches = rows(count, Some(&selection), batch_rows);
+            let all: Vec<i64> = batches.iter().flatten().copied().collect();
+            assert_eq!(all, (5..10_005).chain(10_015..10_018).collect::<Vec<_>>());
+            assert!(batches.split_last().unwrap().1.iter().all(|batch| batch.len() == batch_rows), "{batch_rows}");
+        }
+        assert!(rows(count, Some(&vec![RowSelector::skip(count)].into()), 61).is_empty());
+    }
+
+    #[test]
+    fn texts_leave_their_pages() {
+        let long = "a text that is too long for its view";
+        let plain = StringViewArray::from_iter_values((0..100).map(|row| format!("{long} {row}")));
+        let part: ArrayRef = Arc::new(plain.slice(10, 5));
+        let mut copies = Copies::new();
+        let alone = detached(&part, &mut copies).unwrap();
+        assert_eq!(&alone, &part);
+        assert!(alone.get_buffer_memory_size() < part.get_buffer_memory_size() / 4);
+        let mut dictionary = StringViewBuilder::new().with_deduplicate_strings();
+        (0..100).for_each(|_| dictionary.append_value(long));
+        let dictionary: ArrayRef = Arc::new(dictionary.finish());
+        for _ in 0..2 {
+            assert_eq!(&detached(&dictionary, &mut copies).unwrap(), &dictionary);
+        }
+        assert_eq!(copies.len(), 1);
+    }
+}
