@@ -12,6 +12,7 @@ mod size;
 mod statements;
 mod target;
 
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -58,8 +59,16 @@ fn main() -> ExitCode {
     }
 }
 
+/// Threads that serve the network. Queries and scans have threads of their own, as many as there are CPUs; with as many
+/// for the network too, messages spend more time on waking threads than on being handled.
+fn network_threads() -> usize {
+    let cpus = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    cpus.div_ceil(2)
+}
+
 fn run(command: Command) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(network_threads())
         .enable_all()
         .thread_name("aubade")
         .build()

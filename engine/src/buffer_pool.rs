@@ -217,13 +217,20 @@ impl BufferPool {
             self.past.insert(key, worth);
             missing.push((Arc::clone(column), worth));
         }
-        let wanted = Wanted { table: Arc::clone(table), segment: Arc::clone(segment), columns: missing };
-        if wanted.columns.is_empty() || state.loading.contains(&segment.id) || !state.admits(self.bytes_max, &wanted) {
+        if missing.is_empty() || state.loading.contains(&segment.id) {
             return;
         }
-        // A full queue forgets: what is wanted again comes again.
-        if self.wanted.try_send(wanted).is_ok() {
-            state.loading.insert(segment.id);
+        // Pinned ones come whatever the others are worth.
+        let (pinned, others) = missing.into_iter().partition(|(name, _)| state.is_pinned(table.id, name));
+        for columns in [pinned, others] {
+            let wanted = Wanted { table: Arc::clone(table), segment: Arc::clone(segment), columns };
+            // A full queue forgets: what is wanted again comes again.
+            if !wanted.columns.is_empty()
+                && state.admits(self.bytes_max, &wanted)
+                && self.wanted.try_send(wanted).is_ok()
+            {
+                state.loading.insert(segment.id);
+            }
         }
     }
 
@@ -285,11 +292,11 @@ impl BufferPool {
         columns.iter().filter(|column| !held.is_some_and(|held| held.worth.contains_key(*column))).cloned().collect()
     }
 
-    /// Keeps columns of a table for as long as they are wanted, whatever else is.
+    /// Keeps columns of a table, whatever else is wanted; until the guard is dropped, unless it is told to keep them.
     ///
     /// # Errors
     /// `LimitExceeded` where they do not fit beside what else is kept so, by an estimate.
-    pub(crate) fn pin(&self, table: &TableOfPool, columns: &[Arc<str>], rows: u64) -> Result<()> {
+    pub(crate) fn pin(self: &Arc<Self>, table: &TableOfPool, columns: &[Arc<str>], rows: u64) -> Result<Pinning> {
         let of = |column: &Arc<str>| (Arc::clone(column), estimated_bytes(&table.schema, column, rows));
         let columns: BTreeMap<Arc<str>, usize> = columns.iter().map(of).collect();
         let mut state = self.state.lock();
@@ -307,21 +314,25 @@ impl BufferPool {
                 "name fewer columns, UNCACHE TABLE another table, or give the coordinator a larger --buffer-pool",
             ));
         }
+        let before = state.pinned.get(&table.id).cloned();
         state.pinned.entry(table.id).or_default().extend(columns);
         state.rank_again(table.id);
-        Ok(())
+        Ok(Pinning { pool: Arc::clone(self), table: table.id, before: Some(before) })
     }
 
-    /// The columns of a table are kept for what they are worth again.
-    pub(crate) fn let_go(&self, table: RelationId) {
+    /// Which columns of a table are kept whatever else is wanted; the others are kept for what they are worth.
+    fn set_pinned(&self, table: RelationId, columns: Option<BTreeMap<Arc<str>, usize>>) {
         let mut state = self.state.lock();
-        state.pinned.remove(&table);
+        match columns {
+            Some(columns) => drop(state.pinned.insert(table, columns)),
+            None => drop(state.pinned.remove(&table)),
+        }
         state.rank_again(table);
     }
 
     /// Forgets what is here of a table.
     pub(crate) fn unpin(&self, table: RelationId) {
-        self.let_go(table);
+        self.set_pinned(table, None);
         self.state.lock().retain(|held| held.table.id != table);
     }
 
@@ -377,6 +388,31 @@ impl BufferPool {
     }
 }
 
+/// Columns that are pinned while they are loaded.
+#[derive(Debug)]
+pub(crate) struct Pinning {
+    pool: Arc<BufferPool>,
+    table: RelationId,
+    /// What was pinned of the table before; `None` once they stay pinned.
+    before: Option<Option<BTreeMap<Arc<str>, usize>>>,
+}
+
+impl Pinning {
+    /// All are here: they stay pinned.
+    pub(crate) fn keep(mut self) {
+        self.before = None;
+    }
+}
+
+impl Drop for Pinning {
+    fn drop(&mut self) {
+        // The load has failed, or whoever asked for it has gone.
+        if let Some(before) = self.before.take() {
+            self.pool.set_pinned(self.table, before);
+        }
+    }
+}
+
 impl Held {
     fn has_all(&self, columns: &[Arc<str>]) -> bool {
         !columns.is_empty() && columns.iter().all(|column| self.worth.contains_key(column))
@@ -401,7 +437,7 @@ impl State {
         columns: impl Iterator<Item = (&'a Arc<str>, &'a Worth)> + Clone,
         bytes: usize,
     ) -> Rank {
-        if columns.clone().any(|(name, _)| self.is_pinned(table, name)) {
+        if columns.clone().all(|(name, _)| self.is_pinned(table, name)) {
             return Rank::MAX;
         }
         columns.map(|(_, worth)| *worth).reduce(Worth::together).unwrap_or_default().rank(bytes)

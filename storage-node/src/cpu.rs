@@ -7,11 +7,12 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use aubade_environment::Clock;
 use aubade_proto::{Error, ErrorCode, Result, ResultExt, panic_text};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::oneshot;
 pub(crate) use turns::CpuUse;
@@ -21,11 +22,49 @@ use turns::Turns;
 type Work = Box<dyn FnOnce() + Send>;
 
 /// A pool of CPU threads. Work is short (some batches or a row group), so that scans take turns: see [`turns`].
+///
+/// Threads without work sleep at once. Those of a work-stealing pool look around and yield for a while first, which, with
+/// many pools on few CPUs and work that comes a piece at a time, was a fifth of what small scans cost.
 pub(crate) struct CpuPool {
-    pool: rayon::ThreadPool,
-    waiting: Arc<Mutex<Turns<Work>>>,
+    threads: usize,
+    queue: Arc<Queue>,
     clock: Arc<dyn Clock>,
     load: Arc<Load>,
+}
+
+/// What its threads work off.
+#[derive(Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    /// Something has come, or nothing will any more.
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    turns: Turns<Work>,
+    is_closed: bool,
+}
+
+impl Queue {
+    /// Runs what there is, and then what comes, until the queue is closed.
+    fn work_off(&self) {
+        let mut waiting = self.waiting.lock();
+        loop {
+            if let Some(work) = waiting.turns.take() {
+                MutexGuard::unlocked(&mut waiting, || {
+                    // What the work itself does is caught there; this is what it leaves.
+                    if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
+                        let _ = panicked(panic.as_ref());
+                    }
+                });
+            } else if waiting.is_closed {
+                return;
+            } else {
+                self.changed.wait(&mut waiting);
+            }
+        }
+    }
 }
 
 /// What the pool has done, and has before it.
@@ -49,14 +88,18 @@ impl Load {
 
 impl CpuPool {
     pub(crate) fn new(threads: usize, clock: Arc<dyn Clock>) -> Result<Self> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            // Expressions are evaluated recursively, and a sent one can have many levels.
-            .stack_size(8 << 20)
-            .num_threads(threads.max(1))
-            .thread_name(|index| format!("aubade-scan-{index}"))
-            .build()
-            .context(ErrorCode::Internal, || "the threads for scans could not be started".to_owned())?;
-        Ok(Self { pool, waiting: Arc::default(), clock, load: Arc::default() })
+        // Made first: dropping it ends the threads that have been started, if another one cannot be.
+        let pool = Self { threads: threads.max(1), queue: Arc::default(), clock, load: Arc::default() };
+        for index in 0..pool.threads {
+            let queue = Arc::clone(&pool.queue);
+            thread::Builder::new()
+                // Expressions are evaluated recursively, and a sent one can have many levels.
+                .stack_size(8 << 20)
+                .name(format!("aubade-scan-{index}"))
+                .spawn(move || queue.work_off())
+                .context(ErrorCode::Internal, || "the threads for scans could not be started".to_owned())?;
+        }
+        Ok(pool)
     }
 
     /// Time that its threads have worked, summed over them, microseconds.
@@ -68,15 +111,15 @@ impl CpuPool {
     /// requests that have used CPU already.
     pub(crate) fn expected_wait(&self, is_short: bool) -> Duration {
         let waiting = match is_short {
-            true => self.waiting.lock().before_a_new_one(),
+            true => self.queue.waiting.lock().turns.before_a_new_one(),
             false => self.load.waiting.load(Ordering::Relaxed),
         };
         let micros = waiting.saturating_mul(self.load.usual_micros.load(Ordering::Relaxed));
-        Duration::from_micros(micros / self.pool.current_num_threads().max(1) as u64)
+        Duration::from_micros(micros / self.threads as u64)
     }
 
-    /// Runs `work` of a request on the pool, and adds the time that it takes to `used`. A panic in it becomes an internal error. On a single-threaded
-    /// runtime (a simulation) the work runs in place, as in `run_blocking`.
+    /// Runs `work` of a request on the pool, and adds the time that it takes to `used`. A panic in it becomes an internal
+    /// error. On a single-threaded runtime (a simulation) the work runs in place, as in `run_blocking`.
     pub(crate) async fn run<T, F>(&self, used: &Arc<CpuUse>, work: F) -> Result<T>
     where
         T: Send + 'static,
@@ -107,22 +150,23 @@ impl CpuPool {
                 let _ = tx.send(guarded());
             }
         });
-        self.waiting.lock().push(used, work);
-        let waiting = Arc::clone(&self.waiting);
-        // As many turns as there is work: whose each of them is, is seen when it comes.
-        self.pool.spawn(move || {
-            let work = waiting.lock().take();
-            if let Some(work) = work {
-                work();
-            }
-        });
+        self.queue.waiting.lock().turns.push(used, work);
+        self.queue.changed.notify_one();
         rx.await.unwrap_or_else(|_| Err(Error::internal("a scan step was lost")))
+    }
+}
+
+impl Drop for CpuPool {
+    fn drop(&mut self) {
+        // The threads end once all that waits is done.
+        self.queue.waiting.lock().is_closed = true;
+        self.queue.changed.notify_all();
     }
 }
 
 impl fmt::Debug for CpuPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CpuPool").field("threads", &self.pool.current_num_threads()).field("load", &self.load).finish()
+        f.debug_struct("CpuPool").field("threads", &self.threads).field("load", &self.load).finish_non_exhaustive()
     }
 }
 

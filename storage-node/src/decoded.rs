@@ -1,6 +1,6 @@
 //! Columns of segments, decoded and in memory: what a buffer pool keeps, and what fragments run over in its stead.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -12,7 +12,6 @@ use arrow::compute::BatchCoalescer;
 use arrow::datatypes::{BinaryViewType, ByteViewType, DataType, SchemaRef, StringViewType};
 use arrow::error::ArrowError;
 use aubade_proto::{Error, ErrorCode, Result, SegmentId};
-use datafusion::common::utils::memory::get_record_batch_memory_size;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReaderBuilder, RowSelection};
 
@@ -54,13 +53,25 @@ impl DecodedColumn {
             let batch = batch.map_err(|error| reader.explain(error))?;
             let column = batch.columns().first().map(|column| detached(column, &mut copies)).transpose()?;
             let Some(column) = column else { continue };
-            let alone = RecordBatch::try_new(batch.schema(), vec![Arc::clone(&column)])?;
-            self.bytes = self.bytes.saturating_add(get_record_batch_memory_size(&alone));
             arrays.push(column);
         }
+        let mut seen = HashSet::new();
+        let bytes = arrays.iter().map(|array| bytes_of(array, &mut seen)).fold(0, usize::saturating_add);
+        self.bytes = self.bytes.saturating_add(bytes);
         self.groups.push(arrays);
         Ok(true)
     }
+}
+
+/// Bytes that an array holds, less those of texts that an array before it refers to as well.
+fn bytes_of(array: &ArrayRef, seen: &mut HashSet<usize>) -> usize {
+    let texts = match array.data_type() {
+        DataType::Utf8View => array.as_byte_view::<StringViewType>().data_buffers(),
+        DataType::BinaryView => array.as_byte_view::<BinaryViewType>().data_buffers(),
+        _ => &[],
+    };
+    let again = texts.iter().filter(|buffer| !seen.insert(buffer.as_ptr() as usize)).map(Buffer::capacity);
+    array.get_buffer_memory_size().saturating_sub(again.fold(0, usize::saturating_add))
 }
 
 /// Buffers that were copied, by where they were.
@@ -321,5 +332,9 @@ mod tests {
             assert_eq!(&detached(&dictionary, &mut copies).unwrap(), &dictionary);
         }
         assert_eq!(copies.len(), 1);
+        let (first, second) =
+            (detached(&dictionary, &mut copies).unwrap(), detached(&dictionary, &mut copies).unwrap());
+        let mut seen = HashSet::new();
+        assert!(bytes_of(&second, &mut seen) > bytes_of(&first, &mut seen));
     }
 }

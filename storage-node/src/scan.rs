@@ -1,15 +1,15 @@
 //! Scans: many segments at a time on the CPU pool, one bounded stream of events out.
 //!
 //! ```text
-//! segment 0: step on the CPU pool -> event -+
-//! segment 1: step on the CPU pool -> event -+-> task of the scan -> queue -> reader
-//! ...        (a bounded number at a time)  -+
+//! worker 0: segments, step by step on the CPU pool -> events -+
+//! worker 1: segments, step by step on the CPU pool -> events -+-> task of the scan -> queue -> reader
+//! ...       (a bounded number)                               -+
 //! ```
 //! A fragment may reduce its rows to those of a partial aggregate or to the first of an order. A
 //! segment of which little is left then sends nothing itself: its rows are merged with those of
 //! other segments of the request, and one event tells of which.
 //!
-//! A step ends after one batch, and the next one starts only when its event was taken: a slow
+//! A step ends after one batch or a millisecond, and the next one starts only when its events were taken: a slow
 //! reader holds some memory, never a thread. The task ends, and with it the work, when the reader
 //! is dropped, the deadline passes, or the node stops.
 
@@ -33,6 +33,7 @@ mod step;
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::Arc;
 
@@ -48,7 +49,7 @@ pub(crate) use request::{OpenSegment, ScanContext, ScanResources, SegmentSource}
 pub use results::FragmentKey;
 use results::FragmentResults;
 pub(crate) use results::ResultCache;
-use segment::SegmentScanner;
+use segment::{STEP_TIME, SegmentScanner};
 use step::{Step, StepError};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -118,9 +119,10 @@ async fn run(
     tx: mpsc::Sender<ScanEvent>,
 ) -> Result<()> {
     let mut merger = Merger::new(Arc::clone(&context), tx.clone());
-    let scans = stream::iter(segments.into_iter().enumerate())
-        .map(move |(index, scan)| SegmentDriver::new(Arc::clone(&context), index, scan).events());
-    let mut events = scans.flatten_unordered(at_a_time.max(1));
+    let waiting: Waiting = Arc::new(Mutex::new(segments.into_iter().enumerate().collect()));
+    let workers = (0..at_a_time.min(waiting.lock().len()))
+        .map(|_| Worker::new(Arc::clone(&context), Arc::clone(&waiting)).events());
+    let mut events = stream::select_all(workers);
     while let Some(event) = events.next().await {
         match event? {
             Driven::Reduced(reduced) => merger.add(reduced).await?,
@@ -157,85 +159,143 @@ fn events(rx: mpsc::Receiver<ScanEvent>, end: End) -> BoxStream<'static, Result<
     .boxed()
 }
 
-/// Runs the steps of one segment.
-struct SegmentDriver {
+/// Segments that nobody works on yet, with their places in the request.
+type Waiting = Arc<Mutex<VecDeque<(usize, SegmentScan)>>>;
+
+/// Runs the steps of one segment after the other. Many small segments are one piece of work for the CPU pool: changing
+/// threads would cost more than they do.
+struct Worker {
     context: Arc<ScanContext>,
+    waiting: Waiting,
+    current: Option<Current>,
+    /// What has come of the last piece of work and was not taken yet.
+    ready: VecDeque<Driven>,
+    /// Bytes that the current segment waits for.
+    wanted_bytes: Option<u64>,
+}
+
+/// The segment that a worker is at.
+struct Current {
     segment_index: usize,
     scan: SegmentScan,
     scanner: SegmentScanner,
     memory: Option<OwnedSemaphorePermit>,
 }
 
-impl SegmentDriver {
-    fn new(context: Arc<ScanContext>, segment_index: usize, scan: SegmentScan) -> Self {
-        let scanner = SegmentScanner::new(Arc::clone(&context), scan);
-        Self { context, segment_index, scan, scanner, memory: None }
+impl Worker {
+    fn new(context: Arc<ScanContext>, waiting: Waiting) -> Self {
+        Self { context, waiting, current: None, ready: VecDeque::new(), wanted_bytes: None }
     }
 
     fn events(self) -> BoxStream<'static, Result<Driven>> {
-        if let Some(kept) = self.kept() {
-            return stream::once(std::future::ready(Ok(Driven::Reduced(kept)))).boxed();
-        }
-        stream::unfold(Some(self), |driver| async move {
-            match driver {
-                Some(driver) => Some(driver.next().await),
-                None => None,
-            }
-        })
-        .boxed()
+        stream::unfold(Some(self), |worker| async move { worker?.next().await }).boxed()
     }
 
-    /// The results of the fragment, unless the caller has rows of it already.
-    fn results(&self) -> Option<&FragmentResults> {
-        self.context.results.as_ref().filter(|_| self.scan.skip_rows == 0)
+    /// What comes next, and the worker if there may be more to come.
+    async fn next(mut self) -> Option<(Result<Driven>, Option<Self>)> {
+        loop {
+            if let Some(driven) = self.ready.pop_front() {
+                return Some((Ok(driven), Some(self)));
+            }
+            if let Some(bytes) = self.wanted_bytes.take()
+                && let Some(current) = &mut self.current
+            {
+                // A segment that is opened again gives back what it had first.
+                current.memory = None;
+                current.memory = self.context.reserve(bytes).await;
+            }
+            if self.current.is_none() {
+                self.current = self.begin();
+                if self.current.is_none() && self.ready.is_empty() {
+                    return None;
+                }
+                if !self.ready.is_empty() {
+                    continue;
+                }
+            }
+            let (cpu, cpu_use) = (Arc::clone(&self.context.cpu), Arc::clone(&self.context.cpu_use));
+            let work = cpu.run(&cpu_use, move || {
+                let done = self.work();
+                (self, done)
+            });
+            let done;
+            (self, done) = match work.await {
+                Ok(worked) => worked,
+                Err(error) => return Some((Err(error), None)),
+            };
+            if let Err(error) = done {
+                return Some((Err(error), None));
+            }
+        }
+    }
+
+    /// Works for about the time of a step, until there is something to send, or memory to be waited for.
+    fn work(&mut self) -> Result<()> {
+        let started = self.context.clock.now();
+        loop {
+            let Some(mut current) = self.current.take().or_else(|| self.begin()) else { return Ok(()) };
+            let segment_index = current.segment_index;
+            match current.scanner.step() {
+                Ok(Step::Continue) => {
+                    self.current = Some(current);
+                    return Ok(());
+                }
+                Ok(Step::Opened { memory_bytes }) => {
+                    self.current = Some(current);
+                    self.wanted_bytes = Some(memory_bytes);
+                    return Ok(());
+                }
+                Ok(Step::Batch { batch, rows_through }) => {
+                    self.current = Some(current);
+                    let batch = ScanEvent::Batch { segment_index, batch, rows_through, wire_bytes: 0 };
+                    self.ready.push_back(Driven::Event(batch));
+                    return Ok(());
+                }
+                Ok(Step::Reduced { batches, statistics }) => {
+                    if let Some(results) = self.results(current.scan) {
+                        results.add(current.scan.segment_id, &batches);
+                    }
+                    self.ready.push_back(Driven::Reduced(Reduced { segment_index, batches, statistics }));
+                }
+                Ok(Step::Done(statistics)) => {
+                    self.ready.push_back(Driven::Event(ScanEvent::SegmentDone { segment_index, statistics }));
+                }
+                Err(StepError::Segment(error)) => {
+                    self.ready.push_back(Driven::Event(ScanEvent::SegmentFailed { segment_index, error }));
+                }
+                Err(StepError::Fragment(error)) => return Err(error),
+            }
+            // The next segment of an order is to know which rows this one rules out, once it is merged.
+            if self.context.shares_bound() || self.context.clock.now().saturating_sub(started) >= STEP_TIME {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The next segment that has to be read; what is kept of those before it is ready.
+    fn begin(&mut self) -> Option<Current> {
+        loop {
+            let (segment_index, scan) = self.waiting.lock().pop_front()?;
+            match self.kept(segment_index, scan) {
+                Some(kept) => self.ready.push_back(Driven::Reduced(kept)),
+                None => {
+                    let scanner = SegmentScanner::new(Arc::clone(&self.context), scan);
+                    return Some(Current { segment_index, scan, scanner, memory: None });
+                }
+            }
+        }
+    }
+
+    /// The results of the fragment, unless the caller has rows of the segment already.
+    fn results(&self, scan: SegmentScan) -> Option<&FragmentResults> {
+        self.context.results.as_ref().filter(|_| scan.skip_rows == 0)
     }
 
     /// What the fragment made of the segment at an earlier time.
-    fn kept(&self) -> Option<Reduced> {
-        let batches = self.results()?.get(self.scan.segment_id)?;
+    fn kept(&self, segment_index: usize, scan: SegmentScan) -> Option<Reduced> {
+        let batches = self.results(scan)?.get(scan.segment_id)?;
         let rows_out = batches.iter().map(|batch| batch.num_rows() as u64).sum();
         let statistics = ScanStatistics { rows_out, kept_results: 1, ..ScanStatistics::default() };
-        Some(Reduced { segment_index: self.segment_index, batches, statistics })
-    }
-
-    /// What comes next, and the driver if there is more to come.
-    async fn next(mut self) -> (Result<Driven>, Option<Self>) {
-        let segment_index = self.segment_index;
-        loop {
-            let mut scanner = self.scanner;
-            let step = self.context.cpu.run(&self.context.cpu_use, move || {
-                let step = scanner.step();
-                (scanner, step)
-            });
-            let step = match step.await {
-                Ok((scanner, step)) => {
-                    self.scanner = scanner;
-                    step
-                }
-                Err(error) => return (Err(error), None),
-            };
-            let (event, more) = match step {
-                Ok(Step::Continue) => continue,
-                Ok(Step::Opened { memory_bytes }) => {
-                    // A segment that is opened again gives back what it had first.
-                    self.memory = None;
-                    self.memory = self.context.reserve(memory_bytes).await;
-                    continue;
-                }
-                Ok(Step::Reduced { batches, statistics }) => {
-                    if let Some(results) = self.results() {
-                        results.add(self.scan.segment_id, &batches);
-                    }
-                    return (Ok(Driven::Reduced(Reduced { segment_index, batches, statistics })), None);
-                }
-                Ok(Step::Batch { batch, rows_through }) => {
-                    (ScanEvent::Batch { segment_index, batch, rows_through, wire_bytes: 0 }, true)
-                }
-                Ok(Step::Done(statistics)) => (ScanEvent::SegmentDone { segment_index, statistics }, false),
-                Err(StepError::Segment(error)) => (ScanEvent::SegmentFailed { segment_index, error }, false),
-                Err(StepError::Fragment(error)) => return (Err(error), None),
-            };
-            return (Ok(Driven::Event(event)), more.then_some(self));
-        }
+        Some(Reduced { segment_index, batches, statistics })
     }
 }

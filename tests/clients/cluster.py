@@ -116,6 +116,10 @@ class Server:
         return int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) * 1024
 
 
+# For tests of what storage nodes do: the coordinator keeps no columns that it could answer from instead.
+NO_POOL = ("--buffer-pool", "0")
+
+
 class Cluster:
     """Storage nodes, six in three zones if nothing else is said, and a coordinator, on ports that the system picks."""
 

@@ -10,7 +10,7 @@ use aubade_storage_node::{DecodedSegment, FetchedSegment};
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use tokio::sync::mpsc;
 
-use super::worth::Worth;
+use super::worth::{Worth, estimated_bytes};
 use super::{BufferPool, TableOfPool, Wanted};
 use crate::cluster::Cluster;
 use crate::limits::{
@@ -72,7 +72,10 @@ pub(crate) async fn load_table(
     let wanted = |segment: &Arc<SegmentEntry>| Wanted {
         table: Arc::clone(table),
         segment: Arc::clone(segment),
-        columns: columns.iter().map(|name| (Arc::clone(name), Worth::default())).collect(),
+        columns: columns
+            .iter()
+            .map(|name| (Arc::clone(name), Worth::unknown(estimated_bytes(&table.schema, name, segment.rows))))
+            .collect(),
     };
     let wanted: Vec<Wanted> = segments.iter().map(wanted).collect();
     let loads = stream::iter(wanted).map(|wanted| async move { load(cluster, pool, &wanted).await }.boxed());

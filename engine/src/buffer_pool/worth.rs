@@ -4,6 +4,8 @@ use arrow::datatypes::{DataType, Schema};
 
 /// Scans after which a use counts half.
 const HALF_LIFE_SCANS: f64 = 64.0;
+/// About what a storage node decodes in a microsecond.
+const DECODED_BYTES_PER_MICRO: f64 = 1_000.0;
 /// Bytes that a value of a type without a fixed width is thought to take beside its view.
 const TEXT_BYTES: usize = 16;
 
@@ -20,6 +22,11 @@ pub(super) struct Worth {
 }
 
 impl Worth {
+    /// Of a column of about so many bytes that no scan has missed: as if nodes decoded a gigabyte in a second.
+    pub(super) fn unknown(bytes: usize) -> Self {
+        Self { cost_micros: bytes as f64 / DECODED_BYTES_PER_MICRO, ..Self::default() }
+    }
+
     /// What it is worth at a time.
     fn at(&self, now: u64) -> f64 {
         self.score * (-(now.wrapping_sub(self.at) as f64) / HALF_LIFE_SCANS).exp2()

@@ -1,5 +1,6 @@
 //! CACHE TABLE, UNCACHE TABLE and DISCARD BUFFERS.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use aubade_catalog::Relation;
@@ -84,10 +85,12 @@ async fn cache(
         true => table.schema.fields().iter().map(|field| Arc::from(field.name().as_str())).collect(),
         false => columns.into_iter().map(|column| column_name(context, table, column)).collect::<Result<Vec<_>>>()?,
     };
+    let columns: Vec<Arc<str>> = columns.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
     let of_pool = TableOfPool { id: table.id, name: table.name.clone(), schema: Arc::clone(&table.schema) };
-    pool.pin(&of_pool, &columns, table.row_count())?;
-    let loaded = load_table(context.engine().cluster(), pool, &Arc::new(of_pool), &table.segments, &columns).await;
-    loaded.inspect_err(|_| pool.let_go(table.id))
+    let pinned = pool.pin(&of_pool, &columns, table.row_count())?;
+    load_table(context.engine().cluster(), pool, &Arc::new(of_pool), &table.segments, &columns).await?;
+    pinned.keep();
+    Ok(())
 }
 
 fn find(context: &StatementContext, name: ObjectName) -> Result<&Arc<Table>> {

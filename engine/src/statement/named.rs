@@ -13,7 +13,7 @@ use datafusion::sql::parser::Statement as Ast;
 use datafusion::sql::sqlparser::ast::{Ident, Statement as SqlAst};
 use futures::FutureExt;
 
-use super::{StatementContext, kept, run_plan, unsupported};
+use super::{Body, Statement, StatementContext, kept, run_plan, unsupported};
 use crate::session::{Parameters, QueryOutput};
 
 /// Named statements of one session: bounds its memory.
@@ -24,16 +24,17 @@ const NAMED_STATEMENTS_MAX: usize = 1_000;
 pub(crate) struct NamedStatement {
     /// The PREPARE.
     ast: Opaque<SqlAst>,
-    /// The text of the statement that it names.
-    sql: Arc<str>,
+    /// The text of the statement that it names, if it reads back as the same: then its plan can be kept.
+    sql: Option<Arc<str>>,
     known: Known,
 }
 
 /// What is known of the parameters of a named statement.
 #[derive(Clone, Debug)]
 struct Known {
-    /// For which schema.
+    /// For which schema, and by which settings.
     schema_version: Version,
+    settings: Arc<str>,
     /// How many there are.
     wanted: usize,
     /// Their types, where all are known.
@@ -44,7 +45,12 @@ impl Known {
     fn of(context: &StatementContext, prepared: &Prepare) -> Result<Self> {
         let wanted = prepared.input.get_parameter_names().map_err(Error::from_datafusion)?.len();
         let types = prepared.fields.iter().map(|field| field.data_type().clone()).collect();
-        Ok(Self { schema_version: context.snapshot().schema_version, wanted, types })
+        Ok(Self {
+            schema_version: context.snapshot().schema_version,
+            settings: Arc::clone(&context.template.settings),
+            wanted,
+            types,
+        })
     }
 }
 
@@ -55,7 +61,7 @@ pub(super) async fn prepare(context: &StatementContext, ast: SqlAst) -> Result<Q
     if !matches!(statement.as_ref(), SqlAst::Query(_) | SqlAst::Insert(_)) {
         return Err(unsupported::error("PREPARE of anything but a query or INSERT").hint("run the statement itself"));
     }
-    let (name, typed, sql) = (key(name), data_types.len(), Arc::from(statement.to_string()));
+    let (name, typed, sql) = (key(name), data_types.len(), text_of(context, statement));
     let known = Known::of(context, &plan_prepared(context, &ast).await?)?;
     let used = known.wanted;
     if typed > 0 && typed != used {
@@ -109,7 +115,10 @@ impl Call {
     /// The values in the types of the parameters, where they are known without planning.
     fn known_parameters(&self, context: &StatementContext) -> Result<Option<Parameters>> {
         let known = &self.named.known;
-        if known.schema_version != context.snapshot().schema_version || known.wanted != self.values.len() {
+        if known.schema_version != context.snapshot().schema_version
+            || known.settings != context.template.settings
+            || known.wanted != self.values.len()
+        {
             return Ok(None);
         }
         self.typed(&known.types).map(Some)
@@ -128,7 +137,11 @@ impl Call {
             );
             return Err(Error::new(ErrorCode::InvalidArgument, text));
         }
-        Ok((Arc::unwrap_or_clone(prepared.input), self.typed(&known.types)?))
+        let parameters = self.typed(&known.types)?;
+        if let Some(named) = context.session().named().lock().get_mut(&self.name) {
+            named.known = known;
+        }
+        Ok((Arc::unwrap_or_clone(prepared.input), parameters))
     }
 
     fn typed(&self, types: &[DataType]) -> Result<Parameters> {
@@ -144,13 +157,17 @@ impl Call {
 /// Runs an EXECUTE; its plan is kept like that of a statement which is sent with its parameters.
 pub(super) async fn run(mut context: StatementContext, ast: SqlAst) -> Result<QueryOutput> {
     let call = Call::new(&context, ast).await?;
-    if let Some(parameters) = call.known_parameters(&context)? {
-        context.look_up(&call.named.sql, &parameters);
+    if let Some((sql, parameters)) = call.named.sql.as_ref().zip(call.known_parameters(&context)?) {
+        context.look_up(sql, &parameters);
         if let Some(output) = kept::run(&context).boxed().await? {
             return Ok(output);
         }
     }
     let (plan, parameters) = call.planned(&context).await?;
+    if let Some(sql) = &call.named.sql {
+        // By the types that were found just now.
+        context.look_up(sql, &parameters);
+    }
     if let Some(output) = kept::run_first(&context, &plan, &parameters).boxed().await? {
         return Ok(output);
     }
@@ -161,6 +178,14 @@ pub(super) async fn run(mut context: StatementContext, ast: SqlAst) -> Result<Qu
 pub(super) async fn plan(context: &StatementContext, ast: SqlAst) -> Result<LogicalPlan> {
     let (plan, parameters) = Call::new(context, ast).await?.planned(context).await?;
     parameters.bind(plan)
+}
+
+/// The text of a statement, if it reads back as the same: not all that has quotes in it does.
+fn text_of(context: &StatementContext, statement: &SqlAst) -> Option<Arc<str>> {
+    let text = statement.to_string();
+    let read = Statement::parse(&text, context.state()).ok()?;
+    let is_same = matches!(read.body, Body::Sql(Ast::Statement(read)) if *read == *statement);
+    is_same.then(|| Arc::from(text))
 }
 
 async fn plan_prepared(context: &StatementContext, ast: &SqlAst) -> Result<Prepare> {

@@ -26,7 +26,7 @@ use super::step::{Step, StepError, StepResult, fragment};
 use crate::limits::STATE_BYTES;
 
 /// Time after which a step ends, so that others have their turn.
-const STEP_TIME: Duration = Duration::from_millis(1);
+pub(super) const STEP_TIME: Duration = Duration::from_millis(1);
 /// Batches that a step decodes before it looks at the time, when none of them yields output.
 const STEP_BATCHES_MAX: usize = 16;
 

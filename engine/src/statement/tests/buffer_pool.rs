@@ -70,7 +70,11 @@ async fn a_cached_table_is_scanned_where_it_is_cached() {
     }
     let lines = db.rows("SELECT table_name, column_name, segments, pinned, hits > 0 FROM system.buffer_pool").await;
     assert!(lines.contains(&"t|a|1|true|true".to_owned()), "{lines:?}");
+    let bytes = db.engine.cluster().buffer_pool().unwrap().bytes();
+    db.run(&["CACHE TABLE t (a, A, b)"]).await;
+    assert_eq!(db.engine.cluster().buffer_pool().unwrap().bytes(), bytes);
     db.run(&["UNCACHE TABLE t"]).await;
+    assert_eq!(db.engine.cluster().buffer_pool().unwrap().bytes(), 0);
     assert_eq!(db.rows("SELECT sum(bytes) FROM system.buffer_pool").await, ["0"]);
     db.engine.shutdown().await;
 }

@@ -277,5 +277,17 @@ async fn named_statements_have_plans_that_are_kept() {
         );
     }
     db.run(&["DROP TABLE t", "CREATE TABLE t AS SELECT 90 AS a, 3 AS b"]).await;
-    assert_eq!(run(&db, "EXECUTE q(3)", None).await.0, ["90"]);
+    for (sql, hit) in [("EXECUTE q(3)", false), ("EXECUTE q(3)", true)] {
+        let (rows, record) = run(&db, sql, None).await;
+        assert_eq!((rows, record.plan_cache_hit), (vec!["90".to_owned()], hit));
+    }
+}
+
+#[tokio::test]
+async fn named_statements_are_not_taken_for_others_that_print_alike() {
+    let db = table().await;
+    db.run(&["PREPARE p AS SELECT 'a''''b' AS s FROM t WHERE a = 1"]).await;
+    assert_eq!(run(&db, "EXECUTE p", None).await.0, ["a''b"]);
+    assert_eq!(run(&db, "SELECT 'a''b' AS s FROM t WHERE a = 1", None).await.0, ["a'b"]);
+    assert_eq!(run(&db, "EXECUTE p", None).await.0, ["a''b"]);
 }
