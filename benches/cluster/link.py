@@ -122,7 +122,8 @@ def run(options, folder, stack):
     records, differing = {}, []
     for number, sql in queries.items():
         records[number] = {mode: flight[mode].record(sql) for mode in MODES}
-        if not same(*(rows_of(adbc[mode].run(sql)) for mode in MODES)):
+        first, *others = (rows_of(adbc[mode].run(sql)) for mode in MODES)
+        if not all(same(first, rows) for rows in others):
             differing.append(number)
     cases = {
         (number, mode): lambda mode=mode, sql=sql: adbc[mode].run(sql)
