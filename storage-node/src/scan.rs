@@ -18,6 +18,7 @@ mod columns;
 mod files;
 mod footer;
 mod group;
+mod like;
 mod merge;
 mod operator;
 mod output;

@@ -19,6 +19,8 @@ use datafusion::physical_expr::expressions::{
 use datafusion::physical_expr::utils::{collect_columns, conjunction, reassign_expr_columns};
 use datafusion::physical_expr::{PhysicalExpr, split_conjunction};
 
+use super::like::faster;
+
 /// Stages of conjuncts that cannot fail, at most: each costs a pass over what the ones before left.
 const STAGES_MAX: usize = 4;
 /// Share of rows thought to pass below which columns are worth a stage of their own, as late
@@ -55,7 +57,7 @@ impl FilterStage {
         let schema = Arc::new(scan_schema.project(&columns)?);
         let best_effort = split_conjunction(&expression).iter().all(|conjunct| conjunct.is::<Membership>());
         let can_fail = can_fail(&expression)?;
-        let expression = reassign_expr_columns(expression, &schema)?;
+        let expression = faster(reassign_expr_columns(expression, &schema)?)?;
         Ok(Self { expression, schema, columns, best_effort, can_fail })
     }
 
