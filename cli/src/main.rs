@@ -59,8 +59,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Threads that serve the network. Queries and scans have threads of their own, as many as there are CPUs; with as many
-/// for the network too, messages spend more time on waking threads than on being handled.
+/// Threads that serve the network. Queries and scans have threads of their own, as many as there are CPUs; for messages,
+/// which are small, fewer are faster: there are fewer to wake (docs/PERFORMANCE.md has the figures).
 fn network_threads() -> usize {
     let cpus = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     cpus.div_ceil(2)

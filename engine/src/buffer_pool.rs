@@ -132,12 +132,11 @@ impl BufferPool {
     /// A pool of that many bytes, and what has to run for it to be filled.
     pub(crate) fn new(bytes_max: usize, runner: Arc<FragmentRunner>) -> (Arc<Self>, mpsc::Receiver<Wanted>) {
         let (wanted, receiver) = mpsc::channel(BUFFER_POOL_QUEUE);
-        let cache = || Cache::builder().max_capacity(BUFFER_POOL_PAST_MAX);
         let pool = Self {
             bytes_max,
             runner,
             state: Mutex::default(),
-            past: cache().build(),
+            past: Cache::builder().max_capacity(BUFFER_POOL_PAST_MAX).build(),
             kept_at_nodes: Cache::builder().max_capacity(BUFFER_POOL_PAST_MAX).build(),
             wanted,
         };
@@ -379,11 +378,9 @@ impl BufferPool {
             })
         });
         let mut lines: Vec<_> = lines.collect();
-        lines.sort_by(|one, other| {
-            let order =
-                |line: &BufferPoolLine| (line.schema_name.clone(), line.table_name.clone(), line.column_name.clone());
-            order(one).cmp(&order(other))
-        });
+        let order =
+            |line: &BufferPoolLine| (line.schema_name.clone(), line.table_name.clone(), line.column_name.clone());
+        lines.sort_by_cached_key(order);
         lines
     }
 }

@@ -58,6 +58,7 @@ mod join_keys;
 pub mod kept_plan;
 pub mod opaque;
 pub mod options;
+mod pass_through;
 pub mod pipeline;
 pub mod prune;
 pub mod refusal;

@@ -23,8 +23,8 @@ type Work = Box<dyn FnOnce() + Send>;
 
 /// A pool of CPU threads. Work is short (some batches or a row group), so that scans take turns: see [`turns`].
 ///
-/// Threads without work sleep at once. Those of a work-stealing pool look around and yield for a while first, which, with
-/// many pools on few CPUs and work that comes a piece at a time, was a fifth of what small scans cost.
+/// Threads without work sleep at once. Those of a work-stealing pool look around and yield for a while first, at the cost
+/// of others where work comes a piece at a time and there are many pools on few CPUs.
 pub(crate) struct CpuPool {
     threads: usize,
     queue: Arc<Queue>,

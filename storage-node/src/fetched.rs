@@ -24,7 +24,7 @@ use crate::decoded::{DecodedColumn, DecodedSegment, DecodedSegments, missing};
 use crate::limits::{BLOCK_BYTES, FETCHED_FOOTER_BYTES};
 use crate::options::StorageNodeOptions;
 use crate::scan::{
-    self, Footer, FragmentPlan, OpenSegment, ResultCache, ScanBounds, ScanContext, ScanResources, SegmentSource,
+    self, Footer, OpenSegment, ResultCache, ScanBounds, ScanContext, ScanResources, SegmentSource, columns_of,
 };
 use crate::segment_store::{Blocks, SegmentBytes};
 
@@ -88,8 +88,11 @@ impl FetchedSegment {
 /// # Errors
 /// When the fragment does not fit together.
 pub fn columns_read(fragment: &Fragment) -> Result<Vec<Arc<str>>> {
-    let plan = FragmentPlan::new(fragment)?;
-    let fields = plan.all_columns.iter().filter_map(|index| fragment.scan_schema().fields().get(*index));
+    let projected = fragment.projection().iter().map(|column| &column.expression);
+    let expressions: Vec<_> = projected.chain(fragment.filter()).cloned().collect();
+    let schema = fragment.scan_schema();
+    let columns = columns_of(&expressions, schema)?;
+    let fields = columns.into_iter().filter_map(|index| schema.fields().get(index));
     Ok(fields.map(|field| Arc::from(field.name().as_str())).collect())
 }
 

@@ -14,6 +14,7 @@ use aubade_proto::{Error, ErrorCode};
 use futures::{StreamExt, TryStreamExt};
 
 use crate::harness::{TestCluster, TestNode, load_numbers, number, run, run_with_record};
+use crate::plain::run_in;
 
 const ROWS: i64 = 300_000;
 const SUM: i64 = (ROWS - 1) * ROWS / 2;
@@ -29,9 +30,16 @@ fn sorted_numbers(batches: &[RecordBatch]) -> Vec<i64> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_dies_in_the_middle_of_a_scan_costs_no_row_and_doubles_none() {
     let cluster = TestCluster::start(6, 6).await;
-    load_numbers(&cluster.engine, ROWS as usize, 3).await;
-    // Every node but one dies after some batches have been handed on, whichever the scan uses.
-    let output = cluster.engine.session().execute("SELECT n FROM numbers WHERE n >= 0").await.unwrap();
+    // So many segments that no node is the first choice for all of them.
+    load_numbers(&cluster.engine, ROWS as usize, 12).await;
+    // Every node but one dies after some batches have been handed on, whichever the scan uses. Texts in their own type
+    // are more than what can be on its way to a reader that does not read on, so that no scan has ended by then.
+    let session = cluster.engine.session();
+    run_in(&session, "SET aubade.wire_encoding = off").await.unwrap();
+    let output = session
+        .execute("SELECT n, text, concat(text, ' of very many') AS longer FROM numbers WHERE n >= 0")
+        .await
+        .unwrap();
     let id = output.query_id;
     let mut stream = output.stream;
     let mut batches = vec![stream.next().await.unwrap().unwrap()];
@@ -74,7 +82,7 @@ async fn a_node_that_stalls_is_left_for_another_replica() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_stalls_in_the_middle_of_a_scan_costs_no_row_and_doubles_none() {
     let cluster = TestCluster::start(6, 6).await;
-    load_numbers(&cluster.engine, ROWS as usize, 3).await;
+    load_numbers(&cluster.engine, ROWS as usize, 12).await;
     let session = cluster.engine.session();
     // So wide that much of it is not on its way yet when the nodes stall.
     session.execute("SET aubade.pushdown = 'on'").await.unwrap().stream.try_collect::<Vec<_>>().await.unwrap();

@@ -25,10 +25,14 @@ pub(super) fn fetch(
     until: (Arc<dyn Clock>, Deadline),
     reservation: &MemoryReservation,
 ) -> ScanStream {
+    let columns: Arc<[_]> = match columns_read(&request.fragment) {
+        Ok(columns) => columns.into(),
+        Err(error) => return stream::iter([Err(error)]).boxed(),
+    };
     let reservations = reservation.new_empty();
     let segments = stream::iter(entries.into_iter().enumerate());
     let scans = segments.then(move |(index, entry)| {
-        let (runner, metrics) = (Arc::clone(&runner), metrics.clone());
+        let (runner, metrics, columns) = (Arc::clone(&runner), metrics.clone(), Arc::clone(&columns));
         let mut request = request.clone();
         // What is left of the time for all of them.
         request.header.timeout = until.1.remaining(until.0.as_ref());
@@ -42,7 +46,6 @@ pub(super) fn fetch(
         async move {
             let reserve =
                 |bytes| memory.try_grow(usize::try_from(bytes).unwrap_or(usize::MAX)).map_err(Error::from_datafusion);
-            let columns = columns_read(&request.fragment)?;
             let fetched = FetchedSegment::fetch(entry.id, entry.bytes, &columns, &reader, reserve).await;
             let events = match fetched.and_then(|segment| {
                 metrics.segments_fetched.add(1);

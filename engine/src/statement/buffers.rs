@@ -12,8 +12,8 @@ use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{IsOptional, Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
 
+use super::StatementContext;
 use super::names::{check_not_built_in, kind};
-use super::{StatementContext, unsupported};
 use crate::buffer_pool::{BufferPool, TableOfPool, load_table};
 use crate::session::QueryOutput;
 
@@ -64,7 +64,8 @@ pub(super) fn parse(tokens: &[TokenWithSpan], dialect: &dyn Dialect) -> Result<O
 pub(super) async fn run(context: &StatementContext, statement: BufferStatement) -> Result<QueryOutput> {
     let cluster = context.engine().cluster();
     let pool = cluster.buffer_pool().ok_or_else(|| {
-        unsupported::error("a statement about the buffer pool").hint("start the coordinator with --buffer-pool SIZE")
+        Error::new(ErrorCode::NotSupported, "there is no buffer pool: an embedded engine keeps no columns")
+            .hint("use a coordinator: `aubade serve --buffer-pool SIZE`, with a size above 0")
     })?;
     match statement {
         BufferStatement::Discard => pool.clear(),
