@@ -1,4 +1,5 @@
-//! What the plan cache saves: planning of each query of TPC-H, and of a point query, with and without it.
+//! What the plan cache saves: planning of each query of TPC-H, and of a point query, without it, with a copy of the same
+//! query's plan, and with the plan that queries share which differ in constants.
 //!
 //! It prints a table instead of using criterion: what is measured is one part of a statement, which the engine's record
 //! of it tells, and a statement has to run to its end before the next copy of its plan can be made.
@@ -24,10 +25,18 @@ async fn planning(engine: &Engine, session: &Session, sql: &str) -> Result<(u64,
     Ok((record.planning_micros, record.plan_cache_hit))
 }
 
-/// Medians of planning without and with the cache, microseconds.
-async fn compare(engine: &Engine, session: &Session, sql: &str) -> Result<(u64, u64)> {
-    let (mut without, mut with) = (Vec::new(), Vec::new());
-    for _ in 0..RUNS {
+/// The query with another constant that no plan depends on.
+fn other(sql: &str, number: usize) -> String {
+    let end_of = |word: &str| sql.find(word).map(|at| at + word.len());
+    let at = end_of("where").or_else(|| end_of("WHERE")).or_else(|| end_of(" on")).unwrap_or_default();
+    let (head, tail) = sql.split_at(at);
+    format!("{head} {number} = {number} and {tail}")
+}
+
+/// Medians of planning without the cache, with it, and with that of other constants, microseconds.
+async fn compare(engine: &Engine, session: &Session, sql: &str) -> Result<(u64, u64, u64)> {
+    let (mut without, mut with, mut shared) = (Vec::new(), Vec::new(), Vec::new());
+    for run in 0..RUNS {
         planning(engine, session, "DISCARD PLANS").await?;
         let (micros, hit) = planning(engine, session, sql).await?;
         ensure!(!hit, "a discarded plan was found: {sql}");
@@ -35,8 +44,12 @@ async fn compare(engine: &Engine, session: &Session, sql: &str) -> Result<(u64, 
         let (micros, hit) = planning(engine, session, sql).await?;
         ensure!(hit, "the plan was not kept: {sql}");
         with.push(micros);
+        planning(engine, session, &other(sql, 0)).await?;
+        let (micros, hit) = planning(engine, session, &other(sql, run + 1)).await?;
+        ensure!(hit, "no plan was shared: {sql}");
+        shared.push(micros);
     }
-    Ok((median(without), median(with)))
+    Ok((median(without), median(with), median(shared)))
 }
 
 fn median(mut values: Vec<u64>) -> u64 {
@@ -52,11 +65,13 @@ async fn run() -> Result<()> {
         session.ingest(target, table.stream(Scale::try_new(SCALE)?, 1)).await?;
     }
     println!("TPC-H scale {SCALE}, medians of {RUNS}, microseconds from a statement's text to its physical plan");
-    println!("{:>8} {:>10} {:>10} {:>8}", "query", "planned", "kept", "share");
+    println!("{:>8} {:>10} {:>10} {:>8} {:>10} {:>8}", "query", "planned", "kept", "share", "shared", "share");
     let statements = QUERIES.iter().map(|query| (query.name(), query.sql));
     for (name, sql) in statements.chain([("point".to_owned(), POINT)]) {
-        let (without, with) = compare(&engine, &session, sql).await?;
-        println!("{name:>8} {without:>10} {with:>10} {:>6.1} %", 100.0 * with as f64 / without.max(1) as f64);
+        let (without, with, shared) = compare(&engine, &session, sql).await?;
+        let share = |micros: u64| 100.0 * micros as f64 / without.max(1) as f64;
+        let (of_kept, of_shared) = (share(with), share(shared));
+        println!("{name:>8} {without:>10} {with:>10} {of_kept:>6.1} % {shared:>10} {of_shared:>6.1} %");
     }
     engine.shutdown().await;
     Ok(())

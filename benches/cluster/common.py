@@ -122,10 +122,19 @@ class Flight:
         _, (table,) = read(self._client, statement(sql))
         return table
 
+    @property
+    def query_id(self) -> str:
+        """The id of the query that ran last."""
+        return self._recorder.headers["x-aubade-query-id"]
+
+    def record_of(self, query_id: str) -> dict:
+        """The record that the coordinator kept of a query."""
+        return action(self._client, "aubade.query_record", query_id.encode())
+
     def record(self, sql: str) -> dict:
         """Runs `sql` and returns the record that the coordinator kept of it."""
         self.run(sql)
-        return action(self._client, "aubade.query_record", self._recorder.headers["x-aubade-query-id"].encode())
+        return self.record_of(self.query_id)
 
 
 def interleave(cases: dict[Hashable, Callable[[], object]], runs: int) -> dict[Hashable, list[float]]:

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Measures a cluster under conditions that are made for it: benches/cluster/run.sh link|scaling|frame|fairness [--runs 5] [--json FILE] ...
-# `run.sh BENCH --help` lists the options of a bench. link and scaling need root.
+# Measures a cluster under conditions that are made for it: benches/cluster/run.sh link|scaling|frame|fairness|memory|ssb [--runs 5] [--json FILE] ...
+# `run.sh BENCH --help` lists the options of a bench. link, scaling and ssb need root, ssb not with --rate off.
 #
 # AUBADE_BIN    the binary to measure (default: ${CARGO_TARGET_DIR:-target}/release/aubade)
 # AUBADE_VENV   where the virtual environment is kept (default: in the user's cache folder, shared with tests/clients)
@@ -10,9 +10,9 @@ here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 root=$(CDPATH= cd -- "$here/../.." && pwd)
 
 case ${1:-} in
-link | scaling | frame | fairness) bench=$1 ;;
+link | scaling | frame | fairness | memory | ssb) bench=$1 ;;
 *)
-    echo "usage: run.sh link|scaling|frame|fairness [options]" >&2
+    echo "usage: run.sh link|scaling|frame|fairness|memory|ssb [options]" >&2
     exit 2
     ;;
 esac

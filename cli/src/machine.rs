@@ -3,13 +3,16 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use aubade_engine::EngineOptions;
+use aubade_engine::{BufferPoolDisk, BufferPoolPolicy, EngineOptions};
 use aubade_proto::{Error, ErrorCode, Result};
+use clap::{Args, ValueEnum};
 
 use crate::size::ByteSize;
 
 /// The part of the memory that the buffer pool has where nobody says.
 const POOL_PART: u64 = 4;
+/// The least that its folder on disk may have.
+const POOL_DISK_BYTES_MIN: u64 = 64 << 20;
 /// What it has where the memory is not known.
 const POOL_BYTES_UNKNOWN: u64 = 1 << 30;
 
@@ -48,15 +51,67 @@ fn limit_files(groups: &str) -> Vec<PathBuf> {
     files
 }
 
-/// The options of a coordinator with so much memory for queries and for its buffer pool.
-///
-/// # Errors
-/// `InvalidArgument` where that is more than there is.
-pub(crate) fn engine_options(memory_limit: Option<ByteSize>, buffer_pool: Option<ByteSize>) -> Result<EngineOptions> {
-    let options = EngineOptions { memory_limit_bytes: memory_limit.map(|size| size.0), ..EngineOptions::default() };
-    let for_queries = u64::try_from(options.memory_limit_bytes()).unwrap_or(u64::MAX);
-    let buffer_pool_bytes = pool_bytes(buffer_pool, for_queries, memory_bytes())?;
-    Ok(EngineOptions { buffer_pool_bytes, ..options })
+/// What a coordinator takes of the machine.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct MachineArguments {
+    /// Memory for sorts, joins and aggregates of all queries, like 8GiB; beyond it they spill to disk [default: 4GiB]
+    #[arg(long, value_name = "SIZE")]
+    memory_limit: Option<ByteSize>,
+
+    /// Memory for decoded columns of hot tables, like 8GiB, beside the memory limit; 0 for none [default: a quarter of
+    /// the machine's memory]
+    #[arg(long, value_name = "SIZE")]
+    buffer_pool: Option<ByteSize>,
+
+    /// A folder on a local disk for what the buffer pool has no room for; the pool fills from it after a restart
+    #[arg(long, value_name = "DIR")]
+    buffer_pool_disk: Option<PathBuf>,
+
+    /// What that folder may take
+    #[arg(long, value_name = "SIZE", default_value = "16GiB", requires = "buffer_pool_disk")]
+    buffer_pool_disk_size: ByteSize,
+
+    /// What the buffer pool keeps: what saves most for its bytes, or for comparison what was used most often
+    #[arg(long, value_name = "POLICY", value_enum, default_value_t = PolicyArgument::Weighted)]
+    buffer_pool_policy: PolicyArgument,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum PolicyArgument {
+    Weighted,
+    Lfu,
+}
+
+impl MachineArguments {
+    /// The folder for the buffer pool, if there is to be one.
+    pub(crate) fn pool_folder(&self) -> Option<&Path> {
+        self.buffer_pool_disk.as_deref()
+    }
+
+    /// The options of a coordinator that takes so much.
+    ///
+    /// # Errors
+    /// `InvalidArgument` where that is more than there is.
+    pub(crate) fn engine_options(&self) -> Result<EngineOptions> {
+        let limit = self.memory_limit.map(|size| size.0);
+        let options = EngineOptions { memory_limit_bytes: limit, ..EngineOptions::default() };
+        let for_queries = u64::try_from(options.memory_limit_bytes()).unwrap_or(u64::MAX);
+        let disk = self.buffer_pool_disk.clone();
+        if disk.is_some() && self.buffer_pool_disk_size.0 < POOL_DISK_BYTES_MIN {
+            let text = format!("--buffer-pool-disk-size {} is too small to be of use", self.buffer_pool_disk_size);
+            let hint = format!("give it at least {}", ByteSize(POOL_DISK_BYTES_MIN));
+            return Err(Error::new(ErrorCode::InvalidArgument, text).hint(hint));
+        }
+        Ok(EngineOptions {
+            buffer_pool_bytes: pool_bytes(self.buffer_pool, for_queries, memory_bytes())?,
+            buffer_pool_disk: disk.map(|dir| BufferPoolDisk { dir, bytes_max: self.buffer_pool_disk_size.0 }),
+            buffer_pool_policy: match self.buffer_pool_policy {
+                PolicyArgument::Weighted => BufferPoolPolicy::Weighted,
+                PolicyArgument::Lfu => BufferPoolPolicy::LeastFrequentlyUsed,
+            },
+            ..options
+        })
+    }
 }
 
 fn pool_bytes(asked: Option<ByteSize>, for_queries: u64, memory: Option<u64>) -> Result<u64> {

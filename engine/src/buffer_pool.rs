@@ -9,18 +9,23 @@
 //!               │
 //!               └────▶ it has not ──▶ storage node ──▶ missed(): what it cost ──▶ worth it? ──▶ queue ──▶ loader
 //! ```
+//! The loader reads from the second tier, a local disk ([`disk`]), before it asks a node.
+//!
 //! What is kept follows the weighted policy of FlexPushdownDB (Yang et al., VLDB 2021): how often a column was wanted,
 //! times what it costs not to have it (time at storage, and bytes over the wire), per byte that it takes. What was wanted
 //! long ago counts less and less, so that a single scan of a large table displaces nothing that is in use.
 
 mod client;
+mod disk;
 mod load;
+mod tiered_reader;
 mod worth;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
+use aubade_catalog::snapshot::Table;
 use aubade_catalog::{NodeEntry, RelationName, SegmentEntry};
 use aubade_proto::{Error, ErrorCode, NodeId, RelationId, Result, SegmentId};
 use aubade_storage_node::{DecodedColumn, DecodedSegment, FragmentKey, FragmentRunner};
@@ -30,16 +35,23 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 pub(crate) use client::BufferPoolClient;
+pub use disk::BufferPoolDisk;
+pub(crate) use disk::{DiskFigures, DiskTier};
 pub(crate) use load::{Loader, load_table};
+pub use worth::BufferPoolPolicy;
 use worth::{Rank, Worth, estimated_bytes};
 
 use crate::limits::{BUFFER_POOL_PAST_MAX, BUFFER_POOL_QUEUE};
+use crate::memory_pool::Lender;
 
 /// See the module's doc.
 #[derive(Debug)]
 pub(crate) struct BufferPool {
     bytes_max: usize,
+    policy: BufferPoolPolicy,
     runner: Arc<FragmentRunner>,
+    /// The second tier.
+    disk: Option<Arc<DiskTier>>,
     state: Mutex<State>,
     /// What columns that are not here were worth when they were last wanted.
     past: Cache<ColumnOfSegment, Worth>,
@@ -60,6 +72,18 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
+    /// Columns of a segment that no scan has missed.
+    fn of_unknown_worth(
+        pool: &BufferPool,
+        table: &Arc<TableOfPool>,
+        segment: &Arc<SegmentEntry>,
+        columns: &[Arc<str>],
+    ) -> Self {
+        let worth = |name: &str| Worth::unknown(estimated_bytes(&table.schema, name, segment.rows), pool.policy);
+        let of = |name: &Arc<str>| (Arc::clone(name), worth(name));
+        Self { table: Arc::clone(table), segment: Arc::clone(segment), columns: columns.iter().map(of).collect() }
+    }
+
     fn names(&self) -> Vec<Arc<str>> {
         self.columns.iter().map(|(name, _)| Arc::clone(name)).collect()
     }
@@ -80,12 +104,20 @@ pub(crate) struct TableOfPool {
     pub(crate) schema: SchemaRef,
 }
 
+impl From<&Table> for TableOfPool {
+    fn from(table: &Table) -> Self {
+        Self { id: table.id, name: table.name.clone(), schema: Arc::clone(&table.schema) }
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     segments: HashMap<SegmentId, Held>,
     /// The columns that may go, those worth least per byte first.
     ranked: BTreeSet<(Rank, SegmentId, Arc<str>)>,
     bytes: usize,
+    /// What it may not use for now, since queries would fail without it.
+    lent: usize,
     /// Counts scans.
     now: u64,
     /// Segments on their way in: each is fetched once, however many queries want it.
@@ -130,11 +162,18 @@ pub(crate) struct BufferPoolLine {
 
 impl BufferPool {
     /// A pool of that many bytes, and what has to run for it to be filled.
-    pub(crate) fn new(bytes_max: usize, runner: Arc<FragmentRunner>) -> (Arc<Self>, mpsc::Receiver<Wanted>) {
+    pub(crate) fn new(
+        bytes_max: usize,
+        policy: BufferPoolPolicy,
+        disk: Option<DiskTier>,
+        runner: Arc<FragmentRunner>,
+    ) -> (Arc<Self>, mpsc::Receiver<Wanted>) {
         let (wanted, receiver) = mpsc::channel(BUFFER_POOL_QUEUE);
         let pool = Self {
             bytes_max,
+            policy,
             runner,
+            disk: disk.map(Arc::new),
             state: Mutex::default(),
             past: Cache::builder().max_capacity(BUFFER_POOL_PAST_MAX).build(),
             kept_at_nodes: Cache::builder().max_capacity(BUFFER_POOL_PAST_MAX).build(),
@@ -162,6 +201,11 @@ impl BufferPool {
 
     pub(crate) fn runner(&self) -> &Arc<FragmentRunner> {
         &self.runner
+    }
+
+    /// The second tier, if there is one.
+    pub(crate) fn disk(&self) -> Option<&Arc<DiskTier>> {
+        self.disk.as_ref()
     }
 
     /// A scan begins: worth fades by their number.
@@ -210,7 +254,7 @@ impl BufferPool {
                 continue;
             }
             let key = (segment.id, Arc::clone(column));
-            let mut worth = self.past.get(&key).unwrap_or_default();
+            let mut worth = self.past.get(&key).unwrap_or_else(|| Worth::new(self.policy));
             worth.cost_micros = cost_micros * *bytes as f64 / all_bytes.max(1) as f64;
             worth.used(now);
             self.past.insert(key, worth);
@@ -225,7 +269,7 @@ impl BufferPool {
             let wanted = Wanted { table: Arc::clone(table), segment: Arc::clone(segment), columns };
             // A full queue forgets: what is wanted again comes again.
             if !wanted.columns.is_empty()
-                && state.admits(self.bytes_max, &wanted)
+                && state.admits(self.room(&state), &wanted)
                 && self.wanted.try_send(wanted).is_ok()
             {
                 state.loading.insert(segment.id);
@@ -235,7 +279,18 @@ impl BufferPool {
 
     /// Whether what is wanted would still find room.
     fn admits(&self, wanted: &Wanted) -> bool {
-        self.state.lock().admits(self.bytes_max, wanted)
+        let state = self.state.lock();
+        state.admits(self.room(&state), wanted)
+    }
+
+    /// The bytes that it may hold now.
+    fn room(&self, state: &State) -> usize {
+        self.bytes_max.saturating_sub(state.lent)
+    }
+
+    /// Bytes that queries have borrowed.
+    pub(crate) fn lent_bytes(&self) -> usize {
+        self.state.lock().lent
     }
 
     /// Whether a node is thought to have the result of a fragment over a segment: asking it costs less than a scan here.
@@ -265,7 +320,8 @@ impl BufferPool {
             columns.push((name, column, worth));
         }
         let rank = state.rank_of(wanted.table.id, columns.iter().map(|(name, _, worth)| (*name, worth)), bytes);
-        let Some(gone) = state.make_room(self.bytes_max, bytes, rank, id) else {
+        let room = self.room(&state);
+        let Some(gone) = state.make_room(room, bytes, rank, id) else {
             for (name, _, worth) in columns {
                 self.past.insert((id, Arc::clone(name)), worth);
             }
@@ -336,19 +392,22 @@ impl BufferPool {
     }
 
     /// Forgets all columns and results of fragments. What CACHE TABLE has named is loaded again when it is wanted.
-    pub(crate) fn clear(&self) {
+    pub(crate) async fn clear(&self) {
         self.state.lock().retain(|_| false);
         self.past.invalidate_all();
         self.kept_at_nodes.invalidate_all();
         self.runner.discard_results();
+        if let Some(disk) = &self.disk {
+            disk.clear().await;
+        }
     }
 
     /// Forgets segments that no version names any more.
-    pub(crate) fn retain_segments(&self, named: &BTreeSet<SegmentId>, tables: &BTreeSet<RelationId>) {
-        let mut state = self.state.lock();
-        state.retain(|held| named.contains(&held.segment.id()));
-        state.pinned.retain(|table, _| tables.contains(table));
-        state.totals.retain(|(table, _), _| tables.contains(table));
+    pub(crate) async fn retain_segments(&self, named: &BTreeSet<SegmentId>, tables: &BTreeSet<RelationId>) {
+        self.state.lock().retain_segments(named, tables);
+        if let Some(disk) = &self.disk {
+            disk.retain(named).await;
+        }
     }
 
     /// What it holds and did, by table and column.
@@ -382,6 +441,25 @@ impl BufferPool {
             |line: &BufferPoolLine| (line.schema_name.clone(), line.table_name.clone(), line.column_name.clone());
         lines.sort_by_cached_key(order);
         lines
+    }
+}
+
+impl Lender for BufferPool {
+    fn lend(&self, bytes: usize) -> bool {
+        let mut state = self.state.lock();
+        if self.room(&state) < bytes {
+            return false;
+        }
+        state.lent = state.lent.saturating_add(bytes);
+        let room = self.room(&state);
+        let gone = state.shrink_to(room);
+        gone.into_iter().for_each(|(key, worth)| self.past.insert(key, worth));
+        true
+    }
+
+    fn repay(&self, bytes: usize) {
+        let mut state = self.state.lock();
+        state.lent = state.lent.saturating_sub(bytes);
     }
 }
 
@@ -475,6 +553,19 @@ impl State {
         Some(gone.collect())
     }
 
+    /// Takes away what is worth least, and at last what is pinned, until no more than so many bytes are here.
+    fn shrink_to(&mut self, bytes_max: usize) -> Vec<(ColumnOfSegment, Worth)> {
+        let mut gone = Vec::new();
+        while self.bytes > bytes_max {
+            let ranked = self.ranked.first().map(|(_, id, name)| (*id, Arc::clone(name)));
+            let of = |(id, held): (&SegmentId, &Held)| Some((*id, Arc::clone(held.worth.keys().next()?)));
+            let Some((id, name)) = ranked.or_else(|| self.segments.iter().find_map(of)) else { break };
+            let Some(worth) = self.remove(id, &name) else { break };
+            gone.push(((id, name), worth));
+        }
+        gone
+    }
+
     /// A column that is here was wanted; gives what it is worth.
     fn used(&mut self, id: SegmentId, name: &Arc<str>) -> Option<Worth> {
         let held = self.segments.get_mut(&id)?;
@@ -520,6 +611,12 @@ impl State {
             self.segments.remove(&id);
         }
         Some(worth)
+    }
+
+    fn retain_segments(&mut self, named: &BTreeSet<SegmentId>, tables: &BTreeSet<RelationId>) {
+        self.retain(|held| named.contains(&held.segment.id()));
+        self.pinned.retain(|table, _| tables.contains(table));
+        self.totals.retain(|(table, _), _| tables.contains(table));
     }
 
     /// Takes away the segments that are not to be kept.

@@ -31,6 +31,7 @@ use std::time::Duration;
 use aubade_catalog::manifest::{Collected, CollectionLimits};
 use aubade_catalog::store::{LocalStore, MemoryStore};
 use aubade_catalog::{Action, ClusterUrl, Commit, Manifest, ManifestStore, NodeEntry, Quorum, Snapshot};
+use aubade_environment::tasks::run_blocking;
 use aubade_environment::{Environment, FileLock, MemoryFiles, TaskGroup};
 use aubade_planner::{ScanTask, TableAccess};
 use aubade_proto::{ClusterId, Epoch, Error, ErrorCode, Result, ResultExt, SegmentId, TransactionId, Version};
@@ -45,11 +46,11 @@ use futures::FutureExt;
 use parking_lot::Mutex;
 use rayon::ThreadPool;
 
-use crate::buffer_pool::{BufferPool, Loader};
+use crate::buffer_pool::{BufferPool, BufferPoolDisk, BufferPoolPolicy, DiskTier, Loader};
 use crate::cluster::Cluster;
 use crate::file_policy::{FileAccess, PolicyObjectStores};
 use crate::limits::{BUFFER_POOL_RESULTS_PART, CONTROL_TIMEOUT};
-use crate::memory_pool::HeadroomPool;
+use crate::memory_pool::{HeadroomPool, Lender};
 use crate::plan_cache::PlanCache;
 use crate::query::QueryLog;
 use crate::session::{Session, Template};
@@ -82,6 +83,10 @@ pub struct EngineOptions {
     pub file_access: FileAccess,
     /// Memory for decoded columns of hot segments, bytes, beside the memory limit; 0: none are kept.
     pub buffer_pool_bytes: u64,
+    /// How the buffer pool chooses what it keeps.
+    pub buffer_pool_policy: BufferPoolPolicy,
+    /// A second tier of the buffer pool, which lives through a restart; `None`: there is none.
+    pub buffer_pool_disk: Option<BufferPoolDisk>,
 }
 
 impl EngineOptions {
@@ -144,6 +149,10 @@ impl Engine {
     /// # Errors
     /// `Internal` when the machine has no threads left.
     pub async fn open_in_memory(environment: Environment, options: EngineOptions) -> Result<Self> {
+        if let Some(disk) = &options.buffer_pool_disk {
+            let text = format!("a database in memory has no folder such as {}", disk.dir.display());
+            return Err(Error::new(ErrorCode::InvalidArgument, text).hint("give its buffer pool memory only"));
+        }
         let environment = environment.with_files(Arc::new(MemoryFiles::default()));
         let store: Arc<dyn ManifestStore> = Arc::new(MemoryStore::default());
         Self::open_single_node(environment, Path::new("/memory"), store, options, None).boxed().await
@@ -205,6 +214,8 @@ impl Engine {
         embedded_node: Option<StorageNode>,
         lock: Option<Box<dyn FileLock>>,
     ) -> Result<Self> {
+        // Before others are told that they have to go.
+        let disk = open_disk(&environment, &options, manifest.snapshot().cluster_id).await?;
         let epoch = manifest.take_over().boxed().await?;
         let snapshot = manifest.snapshot();
         let (tasks, threads) = (TaskGroup::new(), std::thread::available_parallelism().map_or(2, NonZeroUsize::get));
@@ -217,7 +228,9 @@ impl Engine {
         };
         let runner = (embedded_node.is_none() || pool_bytes > 0).then(runner).transpose()?;
         let of_pool = runner.as_ref().filter(|_| pool_bytes > 0);
-        let pool = of_pool.map(|runner| BufferPool::new(pool_bytes - result_bytes, Arc::clone(runner)));
+        let pool = of_pool.map(|runner| {
+            BufferPool::new(pool_bytes - result_bytes, options.buffer_pool_policy, disk, Arc::clone(runner))
+        });
         let (pool, wanted) = pool.unzip();
         let runner = runner.filter(|_| embedded_node.is_none());
         let cluster = Arc::new(Cluster::new(environment.clone(), clients, &snapshot, epoch, runner, pool.clone()));
@@ -227,7 +240,7 @@ impl Engine {
             .build()
             .context(ErrorCode::Internal, || "the threads for encoding could not be started".to_owned())?;
         let inner = Inner {
-            runtime: runtime_env(&options)?,
+            runtime: runtime_env(&options, pool.clone())?,
             cpu: CpuRuntime::start(threads)?,
             environment,
             options,
@@ -251,7 +264,7 @@ impl Engine {
         engine.0.tasks.spawn(maintenance::tend(engine.clone()));
         if let Some((pool, wanted)) = pool.zip(wanted) {
             let (cluster, queries) = (Arc::clone(engine.cluster()), engine.queries().clone());
-            engine.0.tasks.spawn(Loader { cluster, pool, queries, wanted }.run());
+            engine.0.tasks.spawn(Loader { cluster, pool, queries, wanted }.run(snapshot));
         }
         Ok(engine)
     }
@@ -338,6 +351,9 @@ impl Engine {
     /// Stops the background work and, in an embedded engine, the node. Running queries fail.
     pub async fn shutdown(&self) {
         self.0.tasks.shutdown().await;
+        if let Some(disk) = self.cluster().buffer_pool().and_then(|pool| pool.disk()) {
+            disk.close().await;
+        }
         if let Some(node) = &self.0.embedded_node {
             node.shutdown(SHUTDOWN_GRACE).await;
         }
@@ -459,8 +475,22 @@ impl TableAccess for Engine {
     }
 }
 
-fn runtime_env(options: &EngineOptions) -> Result<Arc<RuntimeEnv>> {
-    let pool = TrackConsumersPool::new(HeadroomPool::new(options.memory_limit_bytes()), NAMED_CONSUMERS);
+/// The second tier of the buffer pool, if there is to be one.
+async fn open_disk(environment: &Environment, options: &EngineOptions, cluster: ClusterId) -> Result<Option<DiskTier>> {
+    let Some(disk) = options.buffer_pool_disk.clone() else { return Ok(None) };
+    if options.buffer_pool_bytes == 0 {
+        let text = format!("the buffer pool has no memory, and no use for the folder {}", disk.dir.display());
+        return Err(Error::new(ErrorCode::InvalidArgument, text)
+            .hint("give --buffer-pool a size, beside that of --memory-limit, or leave the folder away"));
+    }
+    let environment = environment.clone();
+    let opened = run_blocking(move || DiskTier::open(&environment, &disk, cluster)).await;
+    opened.unwrap_or_else(|| Err(Error::internal("opening the folder of the buffer pool was lost"))).map(Some)
+}
+
+fn runtime_env(options: &EngineOptions, buffer_pool: Option<Arc<BufferPool>>) -> Result<Arc<RuntimeEnv>> {
+    let lender = buffer_pool.map(|pool| pool as Arc<dyn Lender>);
+    let pool = TrackConsumersPool::new(HeadroomPool::new(options.memory_limit_bytes(), lender), NAMED_CONSUMERS);
     let spill = match &options.spill_dir {
         Some(dir) => DiskManagerMode::Directories(vec![dir.clone()]),
         None => DiskManagerMode::OsTmpDirectory,

@@ -23,6 +23,7 @@ mod storage_client;
 mod system;
 mod write;
 
+pub use buffer_pool::{BufferPoolDisk, BufferPoolPolicy};
 pub use engine::{Engine, EngineOptions};
 pub use file_policy::FileAccess;
 pub use flight::{FlightOptions, serve_flight};

@@ -59,6 +59,12 @@ pub(crate) const BUFFER_POOL_LOADS_AT_A_TIME: usize = 2;
 pub(crate) const BUFFER_POOL_PAUSE_FACTOR: u32 = 20;
 /// Time for one replica to give columns of a segment.
 pub(crate) const BUFFER_POOL_LOAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes of a block of its second tier: those of the blocks of storage nodes, so that no more is fetched than is read.
+pub(crate) const BUFFER_POOL_BLOCK_BYTES: u64 = 64 << 10;
+/// Pieces of work on its files at a time.
+pub(crate) const BUFFER_POOL_DISK_WORK: usize = 4;
+/// How long the second tier writes nothing after a write that failed.
+pub(crate) const BUFFER_POOL_DISK_PAUSE: Duration = Duration::from_secs(60);
 /// Pause between two looks at whether they have.
 pub(crate) const BUFFER_POOL_IDLE_LOOK: Duration = Duration::from_millis(20);
 /// The part of the buffer pool that results of fragments over its columns may take.

@@ -23,6 +23,7 @@ use std::sync::Arc;
 
 use aubade_catalog::manifest::CollectionLimits;
 use aubade_catalog::{Action, Commit, Snapshot};
+use aubade_environment::clock;
 use aubade_proto::{NodeId, NodeInfo, Result, SegmentId, TransactionId};
 use futures::FutureExt;
 use futures::future::{join_all, select};
@@ -89,7 +90,9 @@ impl Tending {
             let live = engine.live_snapshots();
             let segments = live.iter().flat_map(|live| live.segments()).map(|segment| segment.id).collect();
             let tables = live.iter().flat_map(|live| live.relations.values()).map(|relation| relation.id()).collect();
-            pool.retain_segments(&segments, &tables);
+            // A disk that hangs must not keep the cluster from being looked after.
+            let clock = engine.environment().clock.as_ref();
+            let _ = clock::timeout(clock, CONTROL_TIMEOUT, pool.retain_segments(&segments, &tables)).boxed().await;
         }
         if engine.check_writable().is_err() {
             // Another writer has taken over: it looks after the cluster now.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
+use aubade_planner::OPTIONAL_CONSUMERS;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::memory_pool::{
     FairSpillPool, MemoryConsumer, MemoryLimit, MemoryPool, MemoryReservation, human_readable_size,
@@ -16,6 +18,19 @@ const SORTER: &str = "ExternalSorter[";
 const SORT_MERGE: &str = "ExternalSorterMerge[";
 /// The consumer of an exchange between partitions: it can spill, and holds next to nothing as long as rows are read.
 const EXCHANGE: &str = "RepartitionExec[";
+/// Consumers that go on another way when they are refused, and say of themselves that they cannot spill: joins that
+/// spill, rows that need not be shared or sent.
+const CONTENT_WITH_LESS: [&str; 4] =
+    ["NestedLoopJoinLoad[", "SMJStream[", OPTIONAL_CONSUMERS[0], OPTIONAL_CONSUMERS[1]];
+
+/// Whoever can do with less memory, for as long as queries would fail without it.
+pub(crate) trait Lender: fmt::Debug + Send + Sync {
+    /// Gives up so many bytes; `false`, and nothing is given up, where it has not got them.
+    fn lend(&self, bytes: usize) -> bool;
+
+    /// So many of the bytes that it gave up are its own again.
+    fn repay(&self, bytes: usize);
+}
 
 /// A fair pool in which consumers that can do with less leave a third to those that can only fail, and in which a sort
 /// has its share for rows and merging together.
@@ -27,7 +42,13 @@ pub(crate) struct HeadroomPool {
     inner: FairSpillPool,
     /// Bytes that consumers which can do with less may hold together.
     elastic_bytes_max: usize,
+    /// Bytes that they have together even where all has been borrowed for others.
+    elastic_floor_bytes: usize,
     elastic: Mutex<Elastic>,
+    bytes_max: usize,
+    lender: Option<Arc<dyn Lender>>,
+    /// What `lender` has lent.
+    lent: Mutex<usize>,
 }
 
 /// What consumers that can do with less hold.
@@ -106,10 +127,45 @@ impl Elastic {
 }
 
 impl HeadroomPool {
-    /// A pool of that many bytes.
-    pub(crate) fn new(bytes: usize) -> Self {
-        let inner = FairSpillPool::new(bytes);
-        Self { inner, elastic_bytes_max: bytes - bytes / 3, elastic: Mutex::default() }
+    /// A pool of that many bytes. Consumers that can only fail borrow from `lender` before they do.
+    pub(crate) fn new(bytes_max: usize, lender: Option<Arc<dyn Lender>>) -> Self {
+        Self {
+            inner: FairSpillPool::new(bytes_max),
+            elastic_bytes_max: bytes_max - bytes_max / 3,
+            elastic_floor_bytes: bytes_max / 3,
+            elastic: Mutex::default(),
+            bytes_max,
+            lender,
+            lent: Mutex::default(),
+        }
+    }
+
+    /// Grows by what is there, or else by what can be borrowed.
+    fn grow_or_borrow(&self, reservation: &MemoryReservation, additional: usize) -> Result<()> {
+        self.inner.try_grow(reservation, additional).or_else(|refused| {
+            let Some(lender) = &self.lender else { return Err(refused) };
+            // Held until the bytes are counted: whoever frees some now must not give these back.
+            let mut lent = self.lent.lock();
+            let limit = self.bytes_max.saturating_add(*lent);
+            let short = self.reserved().saturating_add(additional).saturating_sub(limit);
+            if short > 0 && !lender.lend(short) {
+                return Err(refused);
+            }
+            *lent = lent.saturating_add(short);
+            self.inner.grow(reservation, additional);
+            Ok(())
+        })
+    }
+
+    /// Gives back what is not needed any more.
+    fn repay(&self) {
+        let Some(lender) = &self.lender else { return };
+        let mut lent = self.lent.lock();
+        let needed = self.reserved().saturating_sub(self.bytes_max);
+        if needed < *lent {
+            lender.repay(*lent - needed);
+            *lent = needed;
+        }
     }
 }
 
@@ -152,12 +208,16 @@ impl MemoryPool for HeadroomPool {
         if is_elastic(reservation.consumer()) {
             self.elastic.lock().shrink(reservation.consumer(), shrink);
         }
+        self.repay();
     }
 
     fn try_grow(&self, reservation: &MemoryReservation, additional: usize) -> Result<()> {
         let consumer = reservation.consumer();
         if !is_elastic(consumer) {
-            return self.inner.try_grow(reservation, additional);
+            return match CONTENT_WITH_LESS.iter().any(|name| consumer.name().starts_with(name)) {
+                true => self.inner.try_grow(reservation, additional),
+                false => self.grow_or_borrow(reservation, additional),
+            };
         }
         let mut elastic = self.elastic.lock();
         let available = elastic.available(consumer, self.elastic_bytes_max);
@@ -171,7 +231,11 @@ impl MemoryPool for HeadroomPool {
                 human_readable_size(available),
             )));
         }
-        self.inner.try_grow(reservation, additional)?;
+        // What has borrowed leaves nothing of its own accord: with less than this, a consumer that can spill fails.
+        match elastic.bytes.saturating_add(additional) <= self.elastic_floor_bytes {
+            true => self.grow_or_borrow(reservation, additional)?,
+            false => self.inner.try_grow(reservation, additional)?,
+        }
         elastic.grow(consumer, additional);
         Ok(())
     }
@@ -187,8 +251,6 @@ impl MemoryPool for HeadroomPool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     fn sort(pool: &Arc<dyn MemoryPool>, partition: usize) -> (MemoryReservation, MemoryReservation) {
@@ -198,7 +260,7 @@ mod tests {
 
     #[test]
     fn sorts_have_equal_shares_and_leave_a_third() {
-        let pool: Arc<dyn MemoryPool> = Arc::new(HeadroomPool::new(1200));
+        let pool: Arc<dyn MemoryPool> = Arc::new(HeadroomPool::new(1200, None));
         let ((sorter, merge), (other_sorter, other_merge)) = (sort(&pool, 0), sort(&pool, 1));
         let fixed = MemoryConsumer::new("SortPreservingMergeExec[0]").register(&pool);
         let _exchange = MemoryConsumer::new("RepartitionExec[0]").with_can_spill(true).register(&pool);
@@ -225,9 +287,57 @@ mod tests {
         all.try_grow(1200).unwrap();
     }
 
+    /// Has so many bytes to lend.
+    #[derive(Debug)]
+    struct Purse(Mutex<usize>);
+
+    impl Lender for Purse {
+        fn lend(&self, bytes: usize) -> bool {
+            let mut left = self.0.lock();
+            let has = left.checked_sub(bytes);
+            *left = has.unwrap_or(*left);
+            has.is_some()
+        }
+
+        fn repay(&self, bytes: usize) {
+            *self.0.lock() += bytes;
+        }
+    }
+
+    #[test]
+    fn what_can_only_fail_borrows_first_and_pays_back() {
+        let purse = Arc::new(Purse(Mutex::new(300)));
+        let pool: Arc<dyn MemoryPool> = Arc::new(HeadroomPool::new(1200, Some(Arc::clone(&purse) as _)));
+        let (sorter, _merge) = sort(&pool, 0);
+        let (fixed, other) = (MemoryConsumer::new("a").register(&pool), MemoryConsumer::new("b").register(&pool));
+        fixed.try_grow(1000).unwrap();
+        assert_eq!(*purse.0.lock(), 300);
+        let spills = MemoryConsumer::new("NestedLoopJoinLoad[0]").register(&pool);
+        spills.try_grow(201).unwrap_err();
+        sorter.try_grow(500).unwrap_err();
+        assert_eq!(*purse.0.lock(), 300);
+        sorter.try_grow(250).unwrap();
+        assert_eq!(*purse.0.lock(), 250);
+        sorter.free();
+        assert_eq!(*purse.0.lock(), 300);
+        fixed.try_grow(300).unwrap();
+        assert_eq!(*purse.0.lock(), 200);
+        other.try_grow(201).unwrap_err();
+        other.try_grow(200).unwrap();
+        assert_eq!((*purse.0.lock(), pool.reserved()), (0, 1500));
+        fixed.shrink(50);
+        assert_eq!(*purse.0.lock(), 50);
+        drop(other);
+        assert_eq!(*purse.0.lock(), 250);
+        fixed.shrink(100);
+        assert_eq!(*purse.0.lock(), 300);
+        drop((fixed, sorter));
+        assert_eq!((*purse.0.lock(), pool.reserved()), (300, 0));
+    }
+
     #[test]
     fn one_sort_has_all_but_a_third_and_none_is_remembered() {
-        let pool = Arc::new(HeadroomPool::new(1200));
+        let pool = Arc::new(HeadroomPool::new(1200, None));
         let shared: Arc<dyn MemoryPool> = Arc::clone(&pool) as _;
         let (sorter, merge) = sort(&shared, 3);
         sorter.try_grow(800).unwrap();

@@ -5,9 +5,15 @@
 //! version of the catalog's schema. It has the optimised logical plan, which holds for any snapshot of that schema, and
 //! a [`PlanTemplate`], which holds as long as the tables have the same segments. What other segments there are changes
 //! statistics, and so the best plan: then the logical plan is planned again for the newer snapshot.
+//!
+//! A statement whose constants or parameters have other values shares the optimised logical plan: constants that may
+//! change are lifted out of it ([`lift`]). It is planned physically for its values, since these decide which segments are
+//! scanned and in which order tables are joined; when it comes again, it gets an entry of its own.
 
 mod key;
 mod lease;
+mod lift;
+mod lookup;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,6 +27,8 @@ use serde::Serialize;
 
 pub(crate) use key::PlanKey;
 pub(crate) use lease::Lease;
+use lift::Lifts;
+pub(crate) use lookup::{Lookup, Shape};
 
 use crate::limits::{PLAN_CACHE_AGE_MAX, PLAN_CACHE_ENTRIES_MAX, PLAN_CACHE_TEXT_BYTES_MAX};
 use crate::query::cut;
@@ -32,6 +40,10 @@ pub(crate) struct PlanCache {
     entries: Cache<PlanKey, Arc<Entry>>,
     /// What statements are, by keys without parameters.
     descriptions: Cache<PlanKey, Prepared>,
+    /// Which constants may change in statements that differ in constants only; `None` where such have no plan in common.
+    lifts: Cache<PlanKey, Option<Arc<Lifts>>>,
+    /// Statements that have run with a plan for all values.
+    seen: Cache<PlanKey, ()>,
     misses: AtomicU64,
 }
 
@@ -41,6 +53,8 @@ pub(crate) struct PlanCacheLine {
     /// The statement as it was first sent, cut where it is long.
     sql: String,
     parameters: u64,
+    /// Different constants that may have other values.
+    lifted: u64,
     hits: u64,
     /// Of the hits, those for which the physical plan was kept too.
     template_hits: u64,
@@ -55,6 +69,7 @@ pub(crate) struct PlanCacheLine {
 pub(crate) struct Entry {
     sql: String,
     parameters: usize,
+    lifted: usize,
     plan: Opaque<KeptPlan>,
     template: Mutex<Option<Template>>,
     planning_micros: AtomicU64,
@@ -72,7 +87,13 @@ struct Template {
 
 impl Default for PlanCache {
     fn default() -> Self {
-        Self { entries: bounded(), descriptions: bounded(), misses: AtomicU64::new(0) }
+        Self {
+            entries: bounded(),
+            descriptions: bounded(),
+            lifts: bounded(),
+            seen: bounded(),
+            misses: AtomicU64::new(0),
+        }
     }
 }
 
@@ -81,20 +102,47 @@ fn bounded<V: Clone + Send + Sync + 'static>() -> Cache<PlanKey, V> {
 }
 
 impl PlanCache {
-    /// The plans of a statement.
+    /// The plans of a statement, or of all statements of a shape.
     pub(crate) fn get(&self, key: &PlanKey) -> Option<Arc<Entry>> {
-        let entry = self.entries.get(key);
-        if entry.is_none() {
-            self.misses.fetch_add(1, Ordering::Relaxed);
-        }
-        entry
+        self.entries.get(key)
     }
 
-    /// Keeps the plan of a statement that was planned for the first time.
-    pub(crate) fn add(&self, key: PlanKey, sql: &str, plan: Opaque<KeptPlan>) -> Arc<Entry> {
+    /// The shape of a statement, if it is known which constants may change in such as this one.
+    pub(crate) fn shape(&self, lookup: &Lookup) -> Option<Shape> {
+        lookup.shape(&self.lifts.get(lookup.pattern())??)
+    }
+
+    /// Takes note of which constants may change in statements like this one.
+    pub(crate) fn add_lifts(&self, lookup: &Lookup, lifts: Option<Lifts>) {
+        self.lifts.insert(lookup.pattern().clone(), lifts.map(Arc::new));
+    }
+
+    /// Whether it is known which constants may change in statements like this one.
+    pub(crate) fn knows_lifts(&self, lookup: &Lookup) -> bool {
+        self.lifts.contains_key(lookup.pattern())
+    }
+
+    /// Takes note that a statement is run with a plan for all values; `true` if one was before.
+    pub(crate) fn see(&self, key: &PlanKey) -> bool {
+        let was_seen = self.seen.contains_key(key);
+        if !was_seen {
+            self.seen.insert(key.clone(), ());
+        }
+        was_seen
+    }
+
+    /// Counts a statement of which there was no plan.
+    pub(crate) fn count_miss(&self) {
+        self.misses.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Keeps the plan of a statement, or of all statements of a shape, that was planned for the first time. Of the latter
+    /// `lifted` constants may have other values.
+    pub(crate) fn add(&self, key: PlanKey, sql: &str, lifted: usize, plan: Opaque<KeptPlan>) -> Arc<Entry> {
         let entry = Arc::new(Entry {
             sql: cut(sql, PLAN_CACHE_TEXT_BYTES_MAX),
             parameters: key.parameter_count(),
+            lifted,
             plan,
             template: Mutex::default(),
             planning_micros: AtomicU64::new(0),
@@ -125,6 +173,8 @@ impl PlanCache {
     pub(crate) fn clear(&self) {
         self.entries.invalidate_all();
         self.descriptions.invalidate_all();
+        self.lifts.invalidate_all();
+        self.seen.invalidate_all();
     }
 
     /// Statements that were not found.
@@ -193,6 +243,11 @@ impl Entry {
     }
 
     /// What it took to plan the statement for the first time.
+    pub(crate) fn planning_time(&self) -> Duration {
+        Duration::from_micros(self.planning_micros.load(Ordering::Relaxed))
+    }
+
+    /// Sets what it took to plan the statement for the first time.
     pub(crate) fn planned_in(&self, took: Duration) {
         self.planning_micros.store(micros(took), Ordering::Relaxed);
     }
@@ -211,6 +266,7 @@ impl Entry {
         PlanCacheLine {
             sql: self.sql.clone(),
             parameters: self.parameters as u64,
+            lifted: self.lifted as u64,
             hits,
             template_hits: self.template_hits.load(Ordering::Relaxed),
             planning_micros,

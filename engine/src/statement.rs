@@ -38,7 +38,7 @@ pub(crate) use parse::Statement;
 
 use crate::engine::Engine;
 use crate::file_policy::with_url_tables;
-use crate::plan_cache::PlanKey;
+use crate::plan_cache::Lookup;
 use crate::query::{QueryDeadline, QueryRun, one_batch};
 use crate::session::{Parameters, Prepared, QueryOutput, Session, Template, describe_parameters, no_run};
 
@@ -49,8 +49,8 @@ pub(crate) struct StatementContext {
     template: Arc<Template>,
     /// The template bound to the snapshot. Made when it is first asked for: a query whose plan is kept needs none.
     state: OnceLock<SessionState>,
-    /// Under which the plan of the statement is kept.
-    key: Option<PlanKey>,
+    /// By what the plan of the statement is found, if it is kept.
+    lookup: Option<Lookup>,
     /// `None` where a statement is only looked at.
     run: Option<Arc<QueryRun>>,
 }
@@ -62,7 +62,7 @@ impl StatementContext {
         template: Arc<Template>,
         run: Option<Arc<QueryRun>>,
     ) -> Self {
-        Self { session, snapshot, template, state: OnceLock::new(), key: None, run }
+        Self { session, snapshot, template, state: OnceLock::new(), lookup: None, run }
     }
 
     pub(crate) fn state(&self) -> &SessionState {
@@ -174,8 +174,12 @@ pub(crate) async fn run(
 }
 
 async fn run_ast(context: &StatementContext, ast: Ast, parameters: &Parameters) -> Result<QueryOutput> {
+    // Only what is short has a plan that is kept.
+    let kept = context.lookup.is_some().then(|| ast.clone());
     let plan = context.plan(ast).await?;
-    if let Some(output) = kept::run_first(context, &plan, parameters).await? {
+    if let Some(ast) = kept
+        && let Some(output) = kept::run_first(context, ast, &plan, parameters).await?
+    {
         return Ok(output);
     }
     run_plan(context, parameters.bind(plan)?).await
@@ -228,8 +232,8 @@ pub(crate) async fn describe(context: &StatementContext, statement: Statement, s
         plan => (query::result_schema(context, plan, parameters.fields().is_empty())?, true),
     };
     let prepared = Prepared { sql, schema, parameters, is_query };
-    if let Some(key) = context.key.as_ref().filter(|_| is_kept) {
-        context.engine().plans().add_description(key.clone(), prepared.clone());
+    if let Some(lookup) = context.lookup.as_ref().filter(|_| is_kept) {
+        context.engine().plans().add_description(lookup.exact().clone(), prepared.clone());
     }
     Ok(prepared)
 }

@@ -10,7 +10,7 @@ use datafusion::catalog::{MemTable, TableProvider};
 use datafusion::error::DataFusionError;
 use serde::Serialize;
 
-use crate::buffer_pool::BufferPoolLine;
+use crate::buffer_pool::{BufferPoolLine, DiskFigures};
 use crate::engine::Engine;
 use crate::query::Metric;
 
@@ -43,6 +43,13 @@ fn metrics(engine: &Engine) -> Vec<Metric> {
         let (bytes_max, bytes) = (count(pool.bytes_max()), count(pool.bytes()));
         metrics.push(Metric::new("buffer_pool_limit_bytes", bytes_max, "memory that decoded columns may take"));
         metrics.push(Metric::new("buffer_pool_bytes", bytes, "memory that decoded columns take now"));
+        let lent = count(pool.lent_bytes());
+        metrics.push(Metric::new(
+            "buffer_pool_lent_bytes",
+            lent,
+            "memory of the buffer pool that queries have borrowed",
+        ));
+        metrics.extend(pool.disk().into_iter().flat_map(|disk| disk_metrics(disk.bytes_max(), disk.figures())));
     }
     for member in engine.cluster().members() {
         let label = Some(member.entry.address.clone());
@@ -60,6 +67,26 @@ fn metrics(engine: &Engine) -> Vec<Metric> {
         ]);
     }
     metrics
+}
+
+/// Of the second tier of the buffer pool.
+fn disk_metrics(bytes_max: u64, figures: DiskFigures) -> [Metric; 6] {
+    [
+        Metric::new("buffer_pool_disk_limit_bytes", bytes_max, "disk that blocks of segments may take"),
+        Metric::new("buffer_pool_disk_bytes", figures.bytes, "disk that blocks of segments take now"),
+        Metric::new("buffer_pool_disk_hits", figures.hits, "blocks that were read from the disk of the buffer pool"),
+        Metric::new(
+            "buffer_pool_disk_misses",
+            figures.misses,
+            "blocks that were not there, and fetched from storage nodes",
+        ),
+        Metric::new(
+            "buffer_pool_disk_damaged",
+            figures.damaged,
+            "files of it that were not as they were written, and dropped",
+        ),
+        Metric::new("buffer_pool_disk_failed_writes", figures.failed_writes, "files of it that could not be written"),
+    ]
 }
 
 fn metrics_schema() -> SchemaRef {
@@ -100,6 +127,7 @@ fn plan_cache_schema() -> SchemaRef {
     Arc::new(Schema::new(vec![
         Field::new("sql", DataType::Utf8View, false),
         number("parameters"),
+        number("lifted"),
         number("hits"),
         number("template_hits"),
         number("planning_micros"),

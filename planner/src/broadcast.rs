@@ -42,6 +42,8 @@ use parking_lot::Mutex;
 use crate::pass_through::{has_no_expressions, only_child, passes_through};
 use crate::scan_exec::StorageScanExec;
 
+/// Holds the rows that are sent to nodes.
+pub(crate) const CONSUMER: &str = "broadcast joins";
 /// Rows that joins may make of a row of the scan at most: a storage node makes all those of a batch in one go.
 const ROWS_MADE_MAX: usize = 64;
 
@@ -252,7 +254,7 @@ async fn decide(
     metrics: &ExecutionPlanMetricsSet,
     context: &Arc<TaskContext>,
 ) -> Result<Place> {
-    let reservation = MemoryConsumer::new("broadcast joins").register(context.memory_pool());
+    let reservation = MemoryConsumer::new(CONSUMER).register(context.memory_pool());
     let count = |name: &'static str, value: usize| MetricBuilder::new(metrics).global_counter(name).add(value);
     let gathers = spine(local).filter_map(|node| node.downcast_ref::<HashJoinExec>());
     let gathers: Vec<_> = gathers.filter_map(|join| Some((join, join.left().downcast_ref::<GatherExec>()?))).collect();

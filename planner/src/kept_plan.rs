@@ -1,19 +1,27 @@
 //! Logical plans that outlive the snapshot that they were made for.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use arrow::datatypes::{DataType, Field};
 use aubade_catalog::snapshot::{Relation, RelationName, Table};
 use aubade_catalog::{SegmentStatistics, Snapshot};
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion::common::{ScalarValue, internal_err};
 use datafusion::datasource::{provider_as_source, source_as_provider};
 use datafusion::error::Result;
+use datafusion::execution::SessionState;
+use datafusion::logical_expr::expr::{Exists, InSubquery, Placeholder};
+use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::{Expr, LogicalPlan, TableScan, Volatility};
+use datafusion::optimizer::simplify_expressions::SimplifyExpressions;
+use datafusion::optimizer::{Optimizer, OptimizerRule};
 
 use crate::access::{NoAccess, TableAccess};
 use crate::table::AubadeTable;
 
 /// A query over tables of the cluster that means the same at any time. Its scans hold no snapshot and no segments: they
-/// are bound to one for each run.
+/// are bound to one for each run, and so are its placeholders to values ([`with_values`]).
 #[derive(Debug)]
 pub struct KeptPlan(LogicalPlan);
 
@@ -100,6 +108,125 @@ impl KeptPlan {
         })?;
         Ok(all_there.then_some(plan.data))
     }
+}
+
+/// Rules of the optimizer that have to see values: they take expressions apart by what these cost, and a constant costs
+/// nothing.
+const RULES_FOR_VALUES: [&str; 3] =
+    ["common_sub_expression_eliminate", "extract_leaf_expressions", "push_down_leaf_projections"];
+/// Those that say once more what values make of a plan.
+const RULES_ONCE_MORE: [&str; 3] = ["eliminate_filter", "propagate_empty_relation", "optimize_projections"];
+
+/// Optimises a plan with placeholders of these types, so that it holds for all their values; [`with_values`] does the rest.
+/// `None` where what the optimizer makes of it depends on the values.
+///
+/// # Errors
+/// When the plan cannot be optimised.
+pub fn optimize_shared(
+    plan: LogicalPlan,
+    types: &BTreeMap<String, DataType>,
+    state: &SessionState,
+) -> Result<Option<LogicalPlan>> {
+    let plan = with_types(plan, types)?;
+    if corrects_empty_groups(&plan)? {
+        return Ok(None);
+    }
+    let plan = state.analyzer().execute_and_check(plan, state.config_options(), |_, _| {})?;
+    let rules = state.optimizers().iter().filter(|rule| !RULES_FOR_VALUES.contains(&rule.name()));
+    Optimizer::with_rules(rules.cloned().collect()).optimize(plan, state, |_, _| {}).map(Some)
+}
+
+/// Whether a subquery compares what it has aggregated with a placeholder, once for each row of the query around it. Where
+/// there is nothing to aggregate, the optimizer asks whether the comparison holds.
+fn corrects_empty_groups(plan: &LogicalPlan) -> Result<bool> {
+    let mut found = false;
+    plan.apply_with_subqueries(|node| {
+        node.apply_expressions(|expression| {
+            expression.apply(|part| {
+                if let Expr::ScalarSubquery(subquery)
+                | Expr::Exists(Exists { subquery, .. })
+                | Expr::InSubquery(InSubquery { subquery, .. }) = part
+                    && !subquery.outer_ref_columns.is_empty()
+                {
+                    found |= compares_aggregates(&subquery.subquery)?;
+                }
+                Ok(go_on_while(!found))
+            })
+        })?;
+        Ok(go_on_while(!found))
+    })?;
+    Ok(found)
+}
+
+fn compares_aggregates(plan: &LogicalPlan) -> Result<bool> {
+    let mut found = false;
+    plan.apply(|node| {
+        if let LogicalPlan::Filter(filter) = node
+            && has_placeholder(&filter.predicate)?
+        {
+            found |= filter.input.exists(|node| Ok(matches!(node, LogicalPlan::Aggregate(_))))?;
+        }
+        Ok(go_on_while(!found))
+    })?;
+    Ok(found)
+}
+
+fn has_placeholder(expression: &Expr) -> Result<bool> {
+    expression.exists(|part| Ok(matches!(part, Expr::Placeholder(_))))
+}
+
+fn with_types(plan: LogicalPlan, types: &BTreeMap<String, DataType>) -> Result<LogicalPlan> {
+    let typed = plan.transform_up_with_subqueries(|node| {
+        node.map_expressions(|expression| {
+            expression.transform_up(|part| match part {
+                Expr::Placeholder(Placeholder { id, field }) => Ok(match types.get(&id) {
+                    Some(data_type) => {
+                        let field = Some(Arc::new(Field::new("", data_type.clone(), true)));
+                        Transformed::yes(Expr::Placeholder(Placeholder { id, field }))
+                    }
+                    None => Transformed::no(Expr::Placeholder(Placeholder { id, field })),
+                }),
+                part => Ok(Transformed::no(part)),
+            })
+        })
+    })?;
+    Ok(typed.data)
+}
+
+/// A plan of [`optimize_shared`] with values in the place of placeholders, and what follows from them.
+///
+/// # Errors
+/// When a placeholder has no value, or an expression over them none.
+pub fn with_values(
+    plan: LogicalPlan,
+    values: &BTreeMap<String, ScalarValue>,
+    state: &SessionState,
+) -> Result<LogicalPlan> {
+    let simplify = SimplifyExpressions::new();
+    let bound = plan.transform_up_with_subqueries(|node| {
+        let names = NamePreserver::new(&node);
+        let node = node.map_expressions(|expression| {
+            if !has_placeholder(&expression)? {
+                return Ok(Transformed::no(expression));
+            }
+            let name = names.save(&expression);
+            let bound = expression.transform_up(|part| match part {
+                Expr::Placeholder(Placeholder { id, .. }) => match values.get(&id) {
+                    Some(value) => Ok(Transformed::yes(Expr::Literal(value.clone(), None))),
+                    None => internal_err!("placeholder {id} has no value"),
+                },
+                part => Ok(Transformed::no(part)),
+            })?;
+            Ok(bound.update_data(|expression| name.restore(expression)))
+        })?;
+        match node.transformed {
+            true => Ok(Transformed::yes(simplify.rewrite(node.data, state)?.data)),
+            false => Ok(node),
+        }
+    })?;
+    let is_late = |name: &str| RULES_FOR_VALUES.contains(&name) || RULES_ONCE_MORE.contains(&name);
+    let rules = state.optimizers().iter().filter(|rule| is_late(rule.name()));
+    Optimizer::with_rules(rules.cloned().collect()).optimize(bound.data, state, |_, _| {})
 }
 
 fn go_on_while(keepable: bool) -> TreeNodeRecursion {

@@ -72,6 +72,9 @@ mod shared_scan;
 pub mod table;
 pub mod template;
 
+/// Consumers of memory that do without when they are refused.
+pub const OPTIONAL_CONSUMERS: [&str; 2] = [broadcast::CONSUMER, shared_scan::CONSUMER];
+
 pub use access::{ScanTask, TableAccess};
 pub use catalog::SnapshotCatalog;
 pub use embedded::{FragmentInfo, PlannedQuery, Planner, PlannerOptions, storage_scans};

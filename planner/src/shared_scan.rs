@@ -18,6 +18,8 @@ use futures::future::{BoxFuture, FutureExt, Shared};
 use futures::{StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
 
+/// Holds what is kept.
+pub(crate) const CONSUMER: &str = "rows of a shared scan";
 /// Bytes of one partition that are kept: what is larger is read once for each place.
 const KEPT_BYTES_MAX: usize = 32 << 20;
 
@@ -66,7 +68,7 @@ impl SharedScan {
     where
         F: Fn() -> PlanResult<SendableRecordBatchStream> + Clone + Send + 'static,
     {
-        let reservation = MemoryConsumer::new("rows of a shared scan").register(context.memory_pool());
+        let reservation = MemoryConsumer::new(CONSUMER).register(context.memory_pool());
         let first = scan.clone();
         let reading = self
             .partitions

@@ -29,7 +29,7 @@ use datafusion::physical_plan::union::{InterleaveExec, UnionExec};
 use datafusion::physical_plan::windows::{BoundedWindowAggExec, WindowAggExec};
 
 use crate::access::TableAccess;
-use crate::pipeline::{apply_rules, last_rules};
+use crate::pipeline::{apply_rules, linking_rules};
 use crate::rewrite::unordered_grouping_sets::UnorderedExec;
 use crate::scan_exec::StorageScanExec;
 
@@ -99,7 +99,7 @@ impl PlanTemplate {
             }
             make_anew(node).map(Transformed::yes)
         })?;
-        apply_rules(last_rules(), fresh.data, config)
+        apply_rules(linking_rules(), fresh.data, config)
     }
 }
 

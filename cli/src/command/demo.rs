@@ -15,11 +15,12 @@ use crate::benchmark::{self, elapsed};
 use crate::command::serve::RunningFlight;
 use crate::command::storage_node::{RunningNode, entry};
 use crate::command::tpch::{Selection, loaded_scale};
+use crate::machine::MachineArguments;
 use crate::output::{self, Format};
 use crate::shell::Shell;
 use crate::size::{ByteSize, count};
 use crate::target::{LoadMode, Target};
-use crate::{connect, interrupt, machine};
+use crate::{connect, interrupt};
 
 /// Availability zones that the nodes are spread over.
 const ZONES: u32 = 3;
@@ -63,13 +64,8 @@ pub(crate) struct Demo {
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<String>,
 
-    /// Memory for queries, like 8GiB; beyond it they spill to disk [default: 4GiB]
-    #[arg(long, value_name = "SIZE")]
-    memory_limit: Option<ByteSize>,
-
-    /// Memory for decoded columns of hot tables, like 8GiB; 0 for none [default: a quarter of the machine's memory]
-    #[arg(long, value_name = "SIZE")]
-    buffer_pool: Option<ByteSize>,
+    #[command(flatten)]
+    machine: MachineArguments,
 }
 
 impl Demo {
@@ -77,6 +73,10 @@ impl Demo {
         if self.copies > self.nodes {
             let text = format!("{} copies need as many storage nodes, and there are {}", self.copies, self.nodes);
             return Err(Error::new(ErrorCode::InvalidArgument, text).hint("raise --nodes or lower --copies"));
+        }
+        if self.data_dir.is_none() && self.machine.pool_folder().is_some() {
+            let text = "--buffer-pool-disk is of no use to a demo whose data are removed at its end";
+            return Err(Error::new(ErrorCode::InvalidArgument, text).hint("keep the data with --data-dir DIR"));
         }
         let quorum = Quorum::for_copies(self.copies)?;
         let folder = Folder::open(&environment, self.data_dir.as_deref(), self.keep)?;
@@ -217,7 +217,7 @@ impl DemoCluster {
         }
         let listener = connect::listen(environment, demo.listen.as_deref().unwrap_or(ANY_PORT)).await?;
         let address = connect::local_address(listener.as_ref())?;
-        let options = machine::engine_options(demo.memory_limit, demo.buffer_pool)?;
+        let options = demo.machine.engine_options()?;
         let engine = Engine::open_cluster(environment.clone(), &url, options).await?;
         self.coordinator = Some(RunningFlight::start(engine, listener));
         Ok(address.to_string())

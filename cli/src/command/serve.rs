@@ -9,8 +9,8 @@ use aubade_proto::{Error, ErrorCode, Result};
 use clap::Args;
 use tokio::sync::oneshot;
 
-use crate::size::ByteSize;
-use crate::{connect, interrupt, machine, output};
+use crate::machine::MachineArguments;
+use crate::{connect, interrupt, output};
 
 /// Run a coordinator until Ctrl-C or SIGTERM.
 ///
@@ -26,14 +26,8 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7000")]
     listen: String,
 
-    /// Memory for sorts, joins and aggregates of all queries, like 8GiB; beyond it they spill to disk [default: 4GiB]
-    #[arg(long, value_name = "SIZE")]
-    memory_limit: Option<ByteSize>,
-
-    /// Memory for decoded columns of hot tables, like 8GiB, beside the memory limit; 0 for none [default: a quarter of
-    /// the machine's memory]
-    #[arg(long, value_name = "SIZE")]
-    buffer_pool: Option<ByteSize>,
+    #[command(flatten)]
+    machine: MachineArguments,
 
     /// Where to spill [default: the system's folder for temporary files]
     #[arg(long, value_name = "DIR")]
@@ -51,11 +45,7 @@ impl Serve {
             Some(folder) => FileAccess::Folder(existing_folder(folder)?),
             None => FileAccess::Deny,
         };
-        let options = EngineOptions {
-            spill_dir: self.spill_dir,
-            file_access,
-            ..machine::engine_options(self.memory_limit, self.buffer_pool)?
-        };
+        let options = EngineOptions { spill_dir: self.spill_dir, file_access, ..self.machine.engine_options()? };
         // The port first: a second coordinator on this machine must not take over before it fails.
         let listener = connect::listen(&environment, &self.listen).await?;
         let local = connect::local_address(listener.as_ref())?;

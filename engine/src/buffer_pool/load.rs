@@ -1,23 +1,33 @@
 //! Filling the pool: in the background with what queries have missed, and at once for CACHE TABLE.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aubade_catalog::SegmentEntry;
+use aubade_catalog::{Relation, SegmentEntry, Snapshot};
 use aubade_environment::{Deadline, clock};
 use aubade_proto::{Error, ErrorCode, Result, Version};
-use aubade_storage_node::{DecodedSegment, FetchedSegment};
+use aubade_storage_node::FetchedSegment;
+use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use tokio::sync::mpsc;
 
-use super::worth::{Worth, estimated_bytes};
-use super::{BufferPool, TableOfPool, Wanted};
+use super::tiered_reader::TieredReader;
+use super::{BufferPool, DiskTier, TableOfPool, Wanted};
 use crate::cluster::Cluster;
 use crate::limits::{
     BUFFER_POOL_IDLE_LOOK, BUFFER_POOL_LOAD_TIMEOUT, BUFFER_POOL_LOADS_AT_A_TIME, BUFFER_POOL_PAUSE_FACTOR,
 };
 use crate::node_reader::NodeReader;
 use crate::query::QueryLog;
+
+/// Where columns may be read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    /// Only the second tier.
+    Disk,
+    Any,
+}
 
 /// Loads what queries have missed, while no query runs, or else for a twentieth of the time: the queries that are under
 /// way are not to feel it.
@@ -30,22 +40,62 @@ pub(crate) struct Loader {
 }
 
 impl Loader {
-    /// Runs until the engine stops.
-    pub(crate) async fn run(mut self) {
-        let clock = Arc::clone(&self.cluster.environment().clock);
+    /// Runs until the engine stops. First of all what the second tier has of `snapshot` is loaded, as far as there is
+    /// room.
+    pub(crate) async fn run(mut self, snapshot: Arc<Snapshot>) {
         let mut took = Duration::ZERO;
-        while let Some(wanted) = self.wanted.recv().await {
-            self.wait_for_idleness(took.saturating_mul(BUFFER_POOL_PAUSE_FACTOR)).await;
-            let started = clock.now();
-            // Much may have come in since it was asked for.
-            if self.pool.admits(&wanted)
-                && let Err(error) = load(&self.cluster, &self.pool, &wanted).await
-            {
-                tracing::debug!(segment = %wanted.segment.id, error = %error.chain(), "a segment was not loaded into the buffer pool");
+        let on_disk = self.on_disk(&snapshot);
+        // It would keep what is dropped since.
+        drop(snapshot);
+        for wanted in on_disk {
+            // What queries want goes first.
+            while let Ok(wanted) = self.wanted.try_recv() {
+                took = self.load_next(&wanted, Source::Any, took).await.0;
             }
-            self.pool.loaded(wanted.segment.id);
-            took = clock.now().saturating_sub(started);
+            let found_room;
+            (took, found_room) = self.load_next(&wanted, Source::Disk, took).await;
+            if !found_room {
+                break;
+            }
         }
+        while let Some(wanted) = self.wanted.recv().await {
+            took = self.load_next(&wanted, Source::Any, took).await.0;
+        }
+    }
+
+    /// Loads columns, after a pause that follows from how long the last ones took; how long these took, and whether they
+    /// found room.
+    async fn load_next(&self, wanted: &Wanted, source: Source, last: Duration) -> (Duration, bool) {
+        let clock = &self.cluster.environment().clock;
+        self.wait_for_idleness(last.saturating_mul(BUFFER_POOL_PAUSE_FACTOR)).await;
+        let started = clock.now();
+        // Much may have come in since it was asked for.
+        let found_room = self.pool.admits(wanted)
+            && load(&self.cluster, &self.pool, wanted, source).await.unwrap_or_else(|error| {
+                tracing::debug!(segment = %wanted.segment.id, error = %error.chain(), "a segment was not loaded into the buffer pool");
+                true
+            });
+        if source == Source::Any {
+            self.pool.loaded(wanted.segment.id);
+        }
+        (clock.now().saturating_sub(started), found_room)
+    }
+
+    /// The columns of segments that the second tier has read before, the newest first.
+    fn on_disk(&self, snapshot: &Snapshot) -> Vec<Wanted> {
+        let Some(disk) = self.pool.disk() else { return Vec::new() };
+        let mut segments = HashMap::new();
+        for relation in snapshot.relations.values() {
+            let Relation::Table(table) = relation else { continue };
+            let of_pool = Arc::new(TableOfPool::from(table.as_ref()));
+            let entries = table.segments.iter().map(|segment| (segment.id, (Arc::clone(&of_pool), segment)));
+            segments.extend(entries);
+        }
+        let wanted = disk.recent().into_iter().filter_map(|(id, columns)| {
+            let (table, segment) = segments.get(&id)?;
+            Some(Wanted::of_unknown_worth(&self.pool, table, segment, &columns))
+        });
+        wanted.collect()
     }
 
     /// Waits until no query runs, or for some time.
@@ -69,19 +119,20 @@ pub(crate) async fn load_table(
     segments: &[Arc<SegmentEntry>],
     columns: &[Arc<str>],
 ) -> Result<()> {
-    let wanted = |segment: &Arc<SegmentEntry>| Wanted {
-        table: Arc::clone(table),
-        segment: Arc::clone(segment),
-        columns: columns
-            .iter()
-            .map(|name| (Arc::clone(name), Worth::unknown(estimated_bytes(&table.schema, name, segment.rows))))
-            .collect(),
-    };
-    let wanted: Vec<Wanted> = segments.iter().map(wanted).collect();
-    let loads = stream::iter(wanted).map(|wanted| async move { load(cluster, pool, &wanted).await }.boxed());
+    let wanted = segments.iter().map(|segment| Wanted::of_unknown_worth(pool, table, segment, columns));
+    let wanted: Vec<Wanted> = wanted.collect();
+    let load = |wanted| async move { load(cluster, pool, &wanted, Source::Any).await }.boxed();
+    let loads = stream::iter(wanted).map(load);
     let found_room: Vec<bool> = loads.buffer_unordered(BUFFER_POOL_LOADS_AT_A_TIME).try_collect().await?;
     if found_room.contains(&false) {
-        let text = format!("not all of {} found room in the buffer pool of {} bytes", table.name, pool.bytes_max());
+        let (bytes_max, lent) = (pool.bytes_max(), pool.lent_bytes());
+        let name = &table.name;
+        let text = match lent {
+            0 => format!("not all of {name} found room in the buffer pool of {bytes_max} bytes"),
+            _ => format!(
+                "not all of {name} found room in the buffer pool of {bytes_max} bytes, {lent} of which queries use now"
+            ),
+        };
         return Err(Error::new(ErrorCode::LimitExceeded, text)
             .hint("name fewer columns, UNCACHE TABLE another table, or give the coordinator a larger --buffer-pool"));
     }
@@ -89,23 +140,61 @@ pub(crate) async fn load_table(
 }
 
 /// Loads what is missing of a segment; `false` where it found no room.
-async fn load(cluster: &Cluster, pool: &BufferPool, wanted: &Wanted) -> Result<bool> {
-    let missing = pool.missing(wanted.segment.id, &wanted.names());
+async fn load(cluster: &Cluster, pool: &BufferPool, wanted: &Wanted, source: Source) -> Result<bool> {
+    let (segment, missing) = (&wanted.segment, pool.missing(wanted.segment.id, &wanted.names()));
     if missing.is_empty() {
         return Ok(true);
     }
-    let decoded = decode(cluster, pool, &wanted.segment, &missing).await?;
+    if let Some(disk) = pool.disk() {
+        let loaded = load_tiered(cluster, pool, disk, wanted, &missing, source).await;
+        if loaded.is_ok() || source == Source::Disk {
+            return loaded;
+        }
+        // Whatever is wrong with what is there, it can be had from nodes.
+        disk.forget(segment.id).await;
+    }
+    let fetched = from_replicas(cluster, segment, |reader| {
+        let missing = &missing;
+        async move { FetchedSegment::fetch(segment.id, segment.bytes, missing, &reader, |_| Ok(())).await }.boxed()
+    });
+    let decoded = pool.runner().decode(fetched.await?, &missing).await?;
     Ok(pool.insert(wanted, &decoded))
 }
 
-/// Fetches and decodes columns of a segment from the first replica that gives them.
-async fn decode(
+/// Loads columns from the second tier; what is not there from the first replica that gives it, and then keeps it there.
+async fn load_tiered(
     cluster: &Cluster,
     pool: &BufferPool,
-    segment: &SegmentEntry,
+    disk: &Arc<DiskTier>,
+    wanted: &Wanted,
     columns: &[Arc<str>],
-) -> Result<DecodedSegment> {
-    let clock = cluster.environment().clock.as_ref();
+    source: Source,
+) -> Result<bool> {
+    let segment = &wanted.segment;
+    let read = |node: Option<NodeReader>| {
+        let reader = TieredReader::new(Arc::clone(disk), segment.id, segment.bytes, node);
+        async move {
+            let fetched = FetchedSegment::fetch(segment.id, segment.bytes, columns, &reader, |_| Ok(())).await?;
+            Ok((fetched, reader))
+        }
+        .boxed()
+    };
+    let (fetched, reader) = match source {
+        Source::Disk => in_time(cluster, segment, read(None)).await?,
+        Source::Any => from_replicas(cluster, segment, |reader| read(Some(reader))).await?,
+    };
+    let decoded = pool.runner().decode(fetched, columns).await?;
+    let found_room = pool.insert(wanted, &decoded);
+    reader.keep(columns).await;
+    Ok(found_room)
+}
+
+/// What `read` gives for the first replica of a segment with which it works.
+async fn from_replicas<'a, T>(
+    cluster: &Cluster,
+    segment: &SegmentEntry,
+    read: impl Fn(NodeReader) -> BoxFuture<'a, Result<T>>,
+) -> Result<T> {
     let mut failure = None;
     for member in cluster.replicas(segment) {
         let reader = NodeReader {
@@ -114,18 +203,20 @@ async fn decode(
             id: segment.id,
             metrics: None,
         };
-        let fetch = FetchedSegment::fetch(segment.id, segment.bytes, columns, &reader, |_| Ok(()));
-        match clock::timeout(clock, BUFFER_POOL_LOAD_TIMEOUT, fetch).await {
-            Some(Ok(fetched)) => return pool.runner().decode(fetched, columns).await,
-            Some(Err(error)) => failure = Some(error),
-            None => {}
+        match in_time(cluster, segment, read(reader)).await {
+            Ok(read) => return Ok(read),
+            Err(error) => failure = Some(error),
         }
     }
-    Err(failure.unwrap_or_else(|| {
-        Error::new(
-            ErrorCode::SegmentUnavailable,
-            format!("no replica of segment {} gave its columns in time", segment.id),
-        )
-        .hint("look at `aubade cluster status`, and try again")
-    }))
+    Err(failure.unwrap_or_else(|| late(segment)))
+}
+
+async fn in_time<T>(cluster: &Cluster, segment: &SegmentEntry, read: BoxFuture<'_, Result<T>>) -> Result<T> {
+    let clock = cluster.environment().clock.as_ref();
+    clock::timeout(clock, BUFFER_POOL_LOAD_TIMEOUT, read).await.unwrap_or_else(|| Err(late(segment)))
+}
+
+fn late(segment: &SegmentEntry) -> Error {
+    let text = format!("no replica of segment {} gave its columns in time", segment.id);
+    Error::new(ErrorCode::SegmentUnavailable, text).hint("look at `aubade cluster status`, and try again")
 }

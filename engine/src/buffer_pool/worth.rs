@@ -2,16 +2,27 @@
 
 use arrow::datatypes::{DataType, Schema};
 
-/// Scans after which a use counts half.
-const HALF_LIFE_SCANS: f64 = 64.0;
+/// Scans after which a use counts half: a query has several, and what comes once in many queries is to stay.
+const HALF_LIFE_SCANS: f64 = 1_024.0;
 /// About what a storage node decodes in a microsecond.
 const DECODED_BYTES_PER_MICRO: f64 = 1_000.0;
 /// Bytes that a value of a type without a fixed width is thought to take beside its view.
 const TEXT_BYTES: usize = 16;
 
+/// How a pool chooses what it keeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BufferPoolPolicy {
+    /// How often a column is wanted, times what it costs not to have it, per byte; uses fade.
+    #[default]
+    Weighted,
+    /// How often a column was wanted, whatever it costs and takes: what others are measured against.
+    LeastFrequentlyUsed,
+}
+
 /// How often a column was wanted, weighted with what it costs not to have it; see [`super::BufferPool`].
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Worth {
+    policy: BufferPoolPolicy,
     /// At `at`.
     score: f64,
     at: u64,
@@ -23,18 +34,30 @@ pub(super) struct Worth {
 
 impl Worth {
     /// Of a column of about so many bytes that no scan has missed: as if nodes decoded a gigabyte in a second.
-    pub(super) fn unknown(bytes: usize) -> Self {
-        Self { cost_micros: bytes as f64 / DECODED_BYTES_PER_MICRO, ..Self::default() }
+    pub(super) fn unknown(bytes: usize, policy: BufferPoolPolicy) -> Self {
+        Self { cost_micros: bytes as f64 / DECODED_BYTES_PER_MICRO, ..Self::new(policy) }
+    }
+
+    /// Of a column that nobody has wanted.
+    pub(super) fn new(policy: BufferPoolPolicy) -> Self {
+        Self { policy, ..Self::default() }
     }
 
     /// What it is worth at a time.
     fn at(&self, now: u64) -> f64 {
-        self.score * (-(now.wrapping_sub(self.at) as f64) / HALF_LIFE_SCANS).exp2()
+        match self.policy {
+            BufferPoolPolicy::Weighted => self.score * (-(now.wrapping_sub(self.at) as f64) / HALF_LIFE_SCANS).exp2(),
+            BufferPoolPolicy::LeastFrequentlyUsed => self.score,
+        }
     }
 
     /// It was wanted.
     pub(super) fn used(&mut self, now: u64) {
-        self.score = self.at(now) + self.cost_micros;
+        let use_counts = match self.policy {
+            BufferPoolPolicy::Weighted => self.cost_micros,
+            BufferPoolPolicy::LeastFrequentlyUsed => 1.0,
+        };
+        self.score = self.at(now) + use_counts;
         self.at = now;
     }
 
@@ -45,14 +68,21 @@ impl Worth {
 
     /// What two columns are worth that are of use together.
     pub(super) fn together(self, other: Self) -> Self {
+        if self.policy == BufferPoolPolicy::LeastFrequentlyUsed {
+            // A count is no sum of worth.
+            return if self.score <= other.score { self } else { other };
+        }
         let (early, late) = if self.at <= other.at { (self, other) } else { (other, self) };
         Self { score: late.score + early.at(late.at), ..late }
     }
 
     /// Its place among others of so many bytes.
     pub(super) fn rank(&self, bytes: usize) -> Rank {
-        // All fade alike, so that this order is the same at any time.
-        let rank = (self.score / bytes.max(1) as f64).log2() + self.at as f64 / HALF_LIFE_SCANS;
+        let rank = match self.policy {
+            // All fade alike, so that this order is the same at any time.
+            BufferPoolPolicy::Weighted => (self.score / bytes.max(1) as f64).log2() + self.at as f64 / HALF_LIFE_SCANS,
+            BufferPoolPolicy::LeastFrequentlyUsed => self.score,
+        };
         Rank(if rank.is_nan() { f64::NEG_INFINITY } else { rank })
     }
 }
@@ -108,18 +138,19 @@ mod tests {
 
     #[test]
     fn worth_grows_with_use_and_fades_with_time() {
-        assert_eq!(used(8.0, &[10]).at(10 + 64), 4.0);
-        assert_eq!(used(8.0, &[10, 10 + 64]).at(10 + 64), 12.0);
+        let later = 10 + HALF_LIFE_SCANS as u64;
+        assert_eq!(used(8.0, &[10]).at(later), 4.0);
+        assert_eq!(used(8.0, &[10, later]).at(later), 12.0);
     }
 
     #[test]
     fn ranks_are_by_worth_per_byte_at_any_time() {
-        let (often, late, large) = (used(8.0, &[1, 2, 3, 4]), used(8.0, &[100]), used(8.0, &[1, 2, 3, 4]));
+        let (often, late, large) = (used(8.0, &[1, 2, 3, 4]), used(8.0, &[1_600]), used(8.0, &[1, 2, 3, 4]));
         assert!(often.rank(1000) > late.rank(1000) && often.rank(1000) > large.rank(10_000));
-        for now in [100, 1_000] {
+        for now in [1_600, 16_000] {
             assert!(often.at(now) > late.at(now));
         }
-        assert!(used(8.0, &[1_000]).rank(1000) > often.rank(1000));
+        assert!(used(8.0, &[16_000]).rank(1000) > often.rank(1000));
         assert!(used(0.0, &[5]).rank(1000) < large.rank(usize::MAX) && large.rank(0) < Rank::MAX);
     }
 }

@@ -7,7 +7,7 @@ use aubade_proto::Version;
 use datafusion::common::ScalarValue;
 use datafusion::sql::sqlparser::dialect::{GenericDialect, dialect_from_str};
 use datafusion::sql::sqlparser::keywords::Keyword;
-use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer, Word};
+use datafusion::sql::sqlparser::tokenizer::{Location, Token, Tokenizer, Word};
 
 use crate::limits::{PLAN_KEY_BYTES_MAX, PLAN_KEY_TEXT_BYTES_MAX};
 use crate::session::{Parameters, Template};
@@ -16,52 +16,39 @@ use crate::session::{Parameters, Template};
 /// its plan depends on, but for the segments of its tables.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct PlanKey {
-    tokens: Arc<[Token]>,
+    pub(super) kind: Kind,
+    pub(super) tokens: Arc<[Token]>,
     /// With their types: timestamps of different zones are equal as values.
-    parameters: Arc<[(String, DataType, ScalarValue)]>,
-    settings: Arc<str>,
-    schema_version: Version,
+    pub(super) parameters: Arc<[(String, DataType, ScalarValue)]>,
+    pub(super) settings: Arc<str>,
+    pub(super) schema_version: Version,
+}
+
+/// How much of a statement a key has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Kind {
+    /// All of it.
+    Exact,
+    /// No constants that a plan may be run with others of, and no values of parameters.
+    Shape,
+    /// No constants at all.
+    Pattern,
 }
 
 impl PlanKey {
-    /// The key of a statement; `None` where no plan is kept: it is no query, or it is very long.
-    pub(crate) fn new(
-        sql: &str,
+    /// The key of a statement of so many tokens; `None` where no plan is kept, since its parameters are very long.
+    pub(super) fn new(
+        tokens: Vec<Token>,
         parameters: &Parameters,
         template: &Template,
         schema_version: Version,
     ) -> Option<Self> {
-        if sql.len() > PLAN_KEY_TEXT_BYTES_MAX {
-            return None;
-        }
         let parameters = parameters.single_row()?;
         if parameters.iter().map(|(_, _, value)| value.size()).sum::<usize>() > PLAN_KEY_BYTES_MAX {
             return None;
         }
-        let dialect = dialect_from_str(template.state.config().options().sql_parser.dialect);
-        let dialect = dialect.unwrap_or_else(|| Box::new(GenericDialect {}));
-        let tokens = Tokenizer::new(dialect.as_ref(), sql).tokenize().ok()?;
-        let mut tokens: Vec<Token> =
-            tokens.into_iter().filter(|token| !matches!(token, Token::Whitespace(_))).collect();
-        while tokens.last() == Some(&Token::SemiColon) {
-            tokens.pop();
-        }
-        let first = tokens.iter().find(|token| **token != Token::LParen)?;
-        let Token::Word(Word { keyword: Keyword::SELECT | Keyword::WITH, quote_style: None, .. }) = first else {
-            return None;
-        };
-        let is_text = |token: &Token| matches!(token, Token::SingleQuotedString(_) | Token::DoubleQuotedString(_));
-        // In some dialects it matters whether two texts are on one line.
-        if tokens.windows(2).any(|pair| pair.iter().all(is_text)) {
-            return None;
-        }
-        for index in 0..tokens.len() {
-            let before = index.checked_sub(1).and_then(|before| tokens.get(before));
-            if !is_name_after(before) && tokens.get(index + 1) != Some(&Token::Colon) {
-                tokens.get_mut(index).into_iter().for_each(fold_case);
-            }
-        }
         Some(Self {
+            kind: Kind::Exact,
             tokens: tokens.into(),
             parameters: parameters.into(),
             settings: Arc::clone(&template.settings),
@@ -72,6 +59,37 @@ impl PlanKey {
     pub(super) fn parameter_count(&self) -> usize {
         self.parameters.len()
     }
+}
+
+/// The words of a query, and where they begin; `None` where no plan is kept: it is no query, or it is very long.
+pub(super) fn tokens_of(sql: &str, template: &Template) -> Option<(Vec<Token>, Vec<Location>)> {
+    if sql.len() > PLAN_KEY_TEXT_BYTES_MAX {
+        return None;
+    }
+    let dialect = dialect_from_str(template.state.config().options().sql_parser.dialect);
+    let dialect = dialect.unwrap_or_else(|| Box::new(GenericDialect {}));
+    let tokens = Tokenizer::new(dialect.as_ref(), sql).tokenize_with_location().ok()?;
+    let tokens = tokens.into_iter().filter(|token| !matches!(token.token, Token::Whitespace(_)));
+    let (mut tokens, starts): (Vec<Token>, Vec<Location>) = tokens.map(|token| (token.token, token.span.start)).unzip();
+    while tokens.last() == Some(&Token::SemiColon) {
+        tokens.pop();
+    }
+    let first = tokens.iter().find(|token| **token != Token::LParen)?;
+    let Token::Word(Word { keyword: Keyword::SELECT | Keyword::WITH, quote_style: None, .. }) = first else {
+        return None;
+    };
+    let is_text = |token: &Token| matches!(token, Token::SingleQuotedString(_) | Token::DoubleQuotedString(_));
+    // In some dialects it matters whether two texts are on one line.
+    if tokens.windows(2).any(|pair| pair.iter().all(is_text)) {
+        return None;
+    }
+    for index in 0..tokens.len() {
+        let before = index.checked_sub(1).and_then(|before| tokens.get(before));
+        if !is_name_after(before) && tokens.get(index + 1) != Some(&Token::Colon) {
+            tokens.get_mut(index).into_iter().for_each(fold_case);
+        }
+    }
+    Some((tokens, starts))
 }
 
 /// Whether a word is a name after this token, even where it is a keyword elsewhere.

@@ -68,7 +68,7 @@ pub(super) async fn run(context: &StatementContext, statement: BufferStatement) 
             .hint("use a coordinator: `aubade serve --buffer-pool SIZE`, with a size above 0")
     })?;
     match statement {
-        BufferStatement::Discard => pool.clear(),
+        BufferStatement::Discard => pool.clear().await,
         BufferStatement::Uncache { table } => pool.unpin(find(context, table)?.id),
         BufferStatement::Cache { table, columns } => cache(context, pool, table, columns).await?,
     }
@@ -87,7 +87,7 @@ async fn cache(
         false => columns.into_iter().map(|column| column_name(context, table, column)).collect::<Result<Vec<_>>>()?,
     };
     let columns: Vec<Arc<str>> = columns.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
-    let of_pool = TableOfPool { id: table.id, name: table.name.clone(), schema: Arc::clone(&table.schema) };
+    let of_pool = TableOfPool::from(table.as_ref());
     let pinned = pool.pin(&of_pool, &columns, table.row_count())?;
     load_table(context.engine().cluster(), pool, &Arc::new(of_pool), &table.segments, &columns).await?;
     pinned.keep();

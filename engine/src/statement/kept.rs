@@ -3,29 +3,31 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use aubade_planner::kept_plan::{optimize_shared, with_values};
 use aubade_planner::pipeline::finish_plan;
 use aubade_planner::{KeptPlan, Opaque, PlanTemplate, plan_cache_enabled};
 use aubade_proto::{Error, Result};
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::ExecutionPlan;
+use datafusion::sql::parser::Statement as Ast;
 use futures::FutureExt;
 
 use super::{StatementContext, query};
-use crate::plan_cache::{Entry, Lease, PlanKey};
+use crate::plan_cache::{Entry, Lease, Lookup, PlanKey, Shape};
 use crate::session::{Parameters, Prepared, QueryOutput};
 
 impl StatementContext {
-    /// Finds out under which key the plan of a statement is kept, if it is.
+    /// Finds out by what the plan of a statement is found, if it is kept.
     pub(crate) fn look_up(&mut self, sql: &str, parameters: &Parameters) {
         if plan_cache_enabled(self.template.state.config().options()) {
-            self.key = PlanKey::new(sql, parameters, &self.template, self.snapshot.schema_version);
+            self.lookup = Lookup::new(sql, parameters, &self.template, self.snapshot.schema_version);
         }
     }
 
     /// What the statement is, if that was found out before.
     pub(crate) fn described(&self, sql: &str) -> Option<Prepared> {
-        let prepared = self.engine().plans().description(self.key.as_ref()?)?;
+        let prepared = self.engine().plans().description(self.lookup.as_ref()?.exact())?;
         Some(Prepared { sql: sql.to_owned(), ..prepared })
     }
 
@@ -33,25 +35,47 @@ impl StatementContext {
         self.engine().environment().clock.now()
     }
 
-    /// The physical plan before operators are linked, and the same as a template where that can be had.
-    async fn first_stage(&self, plan: &LogicalPlan) -> Result<(Arc<dyn ExecutionPlan>, Option<PlanTemplate>)> {
-        let tables = KeptPlan::tables_of(plan).map_err(|error| self.improve(error))?;
+    /// The physical plan before operators are linked.
+    async fn first_stage(&self, plan: &LogicalPlan) -> Result<Arc<dyn ExecutionPlan>> {
         let state = self.template.first_stage.as_ref();
         let plan = state.query_planner().create_physical_plan(plan, state).boxed().await;
-        let plan = plan.map_err(|error| self.improve(error))?;
-        let template = PlanTemplate::try_new(&plan, tables).map_err(|error| self.improve(error))?;
-        Ok((plan, template))
+        plan.map_err(|error| self.improve(error))
     }
 }
 
 /// Runs a query whose plan is kept; `None` where it has to be planned from its text.
 pub(crate) async fn run(context: &StatementContext) -> Result<Option<QueryOutput>> {
-    let Some(key) = &context.key else { return Ok(None) };
-    let Some(entry) = context.engine().plans().get(key) else { return Ok(None) };
-    let started = context.now();
+    let Some(lookup) = &context.lookup else { return Ok(None) };
+    let (plans, started) = (context.engine().plans(), context.now());
+    let planned = match plans.get(lookup.exact()) {
+        Some(entry) => again(context, lookup.exact(), &entry, started).boxed().await?,
+        None => match plans.shape(lookup) {
+            Some(shape) => of_shape(context, lookup, &shape, started).boxed().await?,
+            None => None,
+        },
+    };
+    let Some((plan, lease)) = planned else {
+        plans.count_miss();
+        return Ok(None);
+    };
+    let run = context.run()?;
+    run.plan_cache_hit();
+    run.hold(lease);
+    run.planned(&plan);
+    query::start(context, plan).map(Some)
+}
+
+type Planned = (Arc<dyn ExecutionPlan>, Option<Lease>);
+
+/// The plan of a statement that was planned before with the same values.
+async fn again(
+    context: &StatementContext,
+    key: &PlanKey,
+    entry: &Arc<Entry>,
+    started: Duration,
+) -> Result<Option<Planned>> {
     let (snapshot, access) = (context.snapshot(), context.engine().access());
     let config = context.template.state.config().options();
-    let failed = |error: DataFusionError| context.improve(error);
     let copied =
         entry.template(snapshot).and_then(|(template, lease)| match template.instantiate(snapshot, &access, config) {
             Ok(plan) => Some((plan, lease)),
@@ -61,59 +85,149 @@ pub(crate) async fn run(context: &StatementContext) -> Result<Option<QueryOutput
                 None
             }
         });
-    let (plan, lease, from_template) = match copied {
-        Some((plan, lease)) => (plan, lease, true),
-        None => {
-            let Some(plan) = entry.plan().over(snapshot, &access).map_err(failed)? else {
-                context.engine().plans().remove(key);
-                return Ok(None);
-            };
-            let plan = Opaque::new(plan);
-            let (plan, lease) = plan_physically(context, &entry, &plan).boxed().await?;
-            (plan, lease, false)
-        }
+    if let Some(planned) = copied {
+        entry.count_hit(true, context.now().saturating_sub(started));
+        return Ok(Some(planned));
+    }
+    let over = entry.plan().over(snapshot, &access).map_err(|error| context.improve(error))?;
+    let Some(plan) = over.map(Opaque::new) else {
+        context.engine().plans().remove(key);
+        return Ok(None);
     };
-    entry.count_hit(from_template, context.now().saturating_sub(started));
-    let run = context.run()?;
-    run.plan_cache_hit();
-    run.hold(lease);
-    run.planned(&plan);
-    query::start(context, plan).map(Some)
+    let planned = plan_physically(context, entry, &plan).boxed().await?;
+    entry.count_hit(false, context.now().saturating_sub(started));
+    Ok(Some(planned))
 }
 
-/// Plans a query for the first time, keeps its plan, and runs it; `None` where its plan cannot be kept.
+/// The plan of a statement of a shape that was planned before, with its own values.
+async fn of_shape(
+    context: &StatementContext,
+    lookup: &Lookup,
+    shape: &Shape,
+    started: Duration,
+) -> Result<Option<Planned>> {
+    let (plans, snapshot) = (context.engine().plans(), context.snapshot());
+    let Some(entry) = plans.get(&shape.key) else { return Ok(None) };
+    let over = entry.plan().over(snapshot, &context.engine().access()).map_err(|error| context.improve(error))?;
+    let Some(plan) = over else {
+        plans.remove(&shape.key);
+        return Ok(None);
+    };
+    // Where these values do not do, planning from the text tells why.
+    let Ok(plan) = with_values(plan, &shape.values, context.template.state.as_ref()).map(Opaque::new) else {
+        return Ok(None);
+    };
+    let planned = match plans.see(lookup.exact()) {
+        true => {
+            let own = keep(context, lookup.exact(), &plan)?;
+            own.planned_in(entry.planning_time());
+            plan_physically(context, &own, &plan).boxed().await
+        }
+        false => once(context, &plan).boxed().await.map(|plan| (plan, None)),
+    };
+    if let Err(error) = &planned {
+        // The text may say it in a way that can be planned, or tell better what is wrong.
+        tracing::debug!(error = %error.chain(), "a plan for all values cannot be run with these");
+        plans.remove(&shape.key);
+        plans.remove(lookup.exact());
+        return Ok(None);
+    }
+    entry.count_hit(false, context.now().saturating_sub(started));
+    planned.map(Some)
+}
+
+/// The physical plan for one run.
+async fn once(context: &StatementContext, plan: &LogicalPlan) -> Result<Arc<dyn ExecutionPlan>> {
+    let plan = context.first_stage(plan).await?;
+    let config = context.template.state.config().options();
+    finish_plan(plan, config).map_err(|error| context.improve(error))
+}
+
+/// Keeps the optimised plan of a statement with its values.
+fn keep(context: &StatementContext, key: &PlanKey, plan: &LogicalPlan) -> Result<Arc<Entry>> {
+    let kept = KeptPlan::new(plan.clone()).map_err(|error| context.improve(error))?;
+    Ok(context.engine().plans().add(key.clone(), context.run()?.sql(), 0, Opaque::new(kept)))
+}
+
+/// Plans a query for the first time, keeps its plan, and runs it; `None` where its plan cannot be kept. `plan` is what
+/// `ast` says.
 pub(super) async fn run_first(
     context: &StatementContext,
+    ast: Ast,
     plan: &LogicalPlan,
     parameters: &Parameters,
 ) -> Result<Option<QueryOutput>> {
     let failed = |error: DataFusionError| context.improve(error);
-    let Some(key) = &context.key else { return Ok(None) };
+    let Some(lookup) = &context.lookup else { return Ok(None) };
     if !KeptPlan::is_keepable(plan).map_err(failed)? {
         return Ok(None);
     }
+    // Also where nothing can be lifted: what a statement may not do is told in its own words.
     let bound = parameters.bind(plan.clone())?;
-    let optimized = Opaque::new(context.state().optimize(&bound).map_err(failed)?);
-    let kept = Opaque::new(KeptPlan::new(optimized.as_ref().clone()).map_err(failed)?);
-    let run = context.run()?;
-    let entry = context.engine().plans().add(key.clone(), run.sql(), kept);
+    let (optimized, shared) = match lifted(context, lookup, ast).boxed().await {
+        Some((plan, shared)) => (plan, Some(shared)),
+        None => (Opaque::new(context.state().optimize(&bound).map_err(failed)?), None),
+    };
+    let entry = keep(context, lookup.exact(), &optimized)?;
     let (plan, lease) = plan_physically(context, &entry, &optimized).boxed().await?;
-    entry.planned_in(run.elapsed());
+    let run = context.run()?;
+    shared.iter().chain([&entry]).for_each(|entry| entry.planned_in(run.elapsed()));
     run.hold(lease);
     run.planned(&plan);
     query::start(context, plan).map(Some)
 }
 
-/// The physical plan of an optimised logical one, ready to run; its template is kept.
-async fn plan_physically(
+/// Keeps the plan of all statements that differ from this one in constants only; gives the plan with the values of this
+/// one. `None` where they have none in common.
+pub(super) async fn lifted(
     context: &StatementContext,
-    entry: &Arc<Entry>,
-    plan: &LogicalPlan,
-) -> Result<(Arc<dyn ExecutionPlan>, Option<Lease>)> {
-    let (plan, template) = context.first_stage(plan).await?;
-    let config = context.template.state.config().options();
+    lookup: &Lookup,
+    ast: Ast,
+) -> Option<(Opaque<LogicalPlan>, Arc<Entry>)> {
+    let Ast::Statement(statement) = ast else { return None };
+    let plans = context.engine().plans();
+    if plans.knows_lifts(lookup) && plans.shape(lookup).is_none() {
+        return None;
+    }
+    let Some((lifts, statement)) = lookup.lift(*statement) else {
+        plans.add_lifts(lookup, None);
+        return None;
+    };
+    // With other values there may be one.
+    let shape = lookup.shape(&lifts)?;
+    let shared = plan_shared(context, Ast::Statement(Box::new(statement)), &shape).boxed().await;
+    let shared = shared.inspect_err(|error| tracing::debug!(%error, "constants of a statement are not lifted"));
+    let Some(plan) = shared.ok().flatten() else {
+        plans.add_lifts(lookup, None);
+        return None;
+    };
+    let kept = Opaque::new(KeptPlan::new(plan.as_ref().clone()).ok()?);
+    let bound = with_values(plan.as_ref().clone(), &shape.values, context.state()).ok().map(Opaque::new)?;
+    plans.add_lifts(lookup, Some(lifts));
+    let sql = context.run.as_ref().map_or("", |run| run.sql());
+    Some((bound, plans.add(shape.key, sql, shape.lifted, kept)))
+}
+
+/// The plan for all values; `None` where there is none.
+async fn plan_shared(
+    context: &StatementContext,
+    ast: Ast,
+    shape: &Shape,
+) -> Result<Option<Opaque<LogicalPlan>>, DataFusionError> {
+    let state = context.state();
+    let plan = state.statement_to_plan(ast).await?;
+    Ok(optimize_shared(plan, &shape.types(), state)?.map(Opaque::new))
+}
+
+/// The physical plan of an optimised logical one, ready to run; its template is kept.
+async fn plan_physically(context: &StatementContext, entry: &Arc<Entry>, plan: &LogicalPlan) -> Result<Planned> {
+    let failed = |error: DataFusionError| context.improve(error);
+    let tables = KeptPlan::tables_of(plan).map_err(failed)?;
+    let plan = context.first_stage(plan).await?;
+    let template = PlanTemplate::try_new(&plan, tables).map_err(failed)?;
     let lease = template.and_then(|template| entry.set_template(template));
-    let plan = finish_plan(plan, config).map_err(|error| context.improve(error))?;
+    let config = context.template.state.config().options();
+    let plan = finish_plan(plan, config).map_err(failed)?;
     Ok((plan, lease))
 }
 

@@ -168,7 +168,10 @@ pub(super) async fn run(mut context: StatementContext, ast: SqlAst) -> Result<Qu
         // By the types that were found just now.
         context.look_up(sql, &parameters);
     }
-    if let Some(output) = kept::run_first(&context, &plan, &parameters).boxed().await? {
+    let statement = call.named.sql.as_ref().and_then(|sql| Statement::parse(sql, context.state()).ok());
+    if let Some(Body::Sql(ast)) = statement.map(|statement| statement.body)
+        && let Some(output) = kept::run_first(&context, ast, &plan, &parameters).boxed().await?
+    {
         return Ok(output);
     }
     run_plan(&context, parameters.bind(plan)?).await

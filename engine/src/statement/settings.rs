@@ -1,10 +1,8 @@
 //! SET and RESET: settings of one session.
 
-use aubade_planner::AubadeOptions;
 use aubade_planner::catalog::CATALOG;
 use aubade_proto::{Error, ErrorCode, Result};
-use datafusion::common::config::ExtensionOptions;
-use datafusion::logical_expr::{LogicalPlan, Statement as PlanStatement};
+use datafusion::logical_expr::{LogicalPlan, SetVariable, Statement as PlanStatement};
 use datafusion::prelude::SessionContext;
 
 use super::StatementContext;
@@ -25,6 +23,12 @@ const BOUNDED: [(&str, u64); 6] = [
     ("datafusion.execution.max_buffered_batches_per_output_file", 1_024),
 ];
 
+/// Settings that have to be as they are, with what happens otherwise in this release of DataFusion.
+const FIXED: [(&str, &str); 2] = [
+    ("datafusion.execution.max_spill_file_size_bytes", "exchanges that spill can wait for ever"),
+    ("datafusion.optimizer.enable_topk_aggregation", "groups of NaN fail"),
+];
+
 /// Carries out a SET or RESET.
 pub(super) async fn change(context: &StatementContext, plan: LogicalPlan) -> Result<QueryOutput> {
     let shared_server = context.engine().options().file_access != FileAccess::Any;
@@ -35,17 +39,17 @@ pub(super) async fn change(context: &StatementContext, plan: LogicalPlan) -> Res
         LogicalPlan::Statement(PlanStatement::ResetVariable(reset)) => check(&reset.variable, None, shared_server)?,
         _ => return Err(Error::internal("a setting is changed by a plan of another kind")),
     }
+    let plan = match plan {
+        // DataFusion has other defaults for some of its settings, and knows none of ours.
+        LogicalPlan::Statement(PlanStatement::ResetVariable(reset)) => match default_of(context, &reset.variable) {
+            Some(value) => {
+                LogicalPlan::Statement(PlanStatement::SetVariable(SetVariable { variable: reset.variable, value }))
+            }
+            None => LogicalPlan::Statement(PlanStatement::ResetVariable(reset)),
+        },
+        plan => plan,
+    };
     let template = context.session().template();
-    if let LogicalPlan::Statement(PlanStatement::ResetVariable(reset)) = &plan
-        && let Some(default) = default_of(&reset.variable)
-    {
-        // DataFusion resets its own settings only.
-        let mut state = template.state.as_ref().clone();
-        let set = state.config_mut().options_mut().set(&reset.variable, &default);
-        set.map_err(|error| context.improve(error))?;
-        context.session().set_template(state);
-        return context.done(0);
-    }
     // DataFusion's own code, on a copy: functions that depend on settings are made anew there too.
     let copy = SessionContext::new_with_state(template.state.as_ref().clone());
     copy.execute_logical_plan(plan).await.map_err(|error| context.improve(error))?;
@@ -53,9 +57,10 @@ pub(super) async fn change(context: &StatementContext, plan: LogicalPlan) -> Res
     context.done(0)
 }
 
-/// The default of a setting that is Aubade's own.
-fn default_of(variable: &str) -> Option<String> {
-    let entries = AubadeOptions::default().entries();
+/// What sessions of this engine start with.
+fn default_of(context: &StatementContext, variable: &str) -> Option<String> {
+    let entries = context.engine().template().state.config().options().entries();
+    let variable = variable.to_lowercase();
     entries.into_iter().find(|entry| entry.key == variable).and_then(|entry| entry.value)
 }
 
@@ -70,6 +75,10 @@ fn check(variable: &str, value: Option<&str>, shared_server: bool) -> Result<()>
     if variable == "datafusion.catalog.default_catalog" && value != CATALOG {
         return Err(Error::new(ErrorCode::InvalidArgument, format!("there is no catalog '{value}'"))
             .hint(format!("the only catalog is '{CATALOG}'")));
+    }
+    if let Some((_, otherwise)) = FIXED.iter().find(|(name, _)| *name == variable) {
+        let text = format!("'{variable}' may not be changed: {otherwise}");
+        return Err(Error::new(ErrorCode::NotSupported, text).hint("leave it as it is"));
     }
     let bound = BOUNDED.iter().find(|(name, _)| *name == variable).map(|(_, bound)| *bound);
     if let Some(bound) = bound

@@ -3,6 +3,7 @@
 mod buffer_pool;
 mod dml;
 mod files;
+mod lifted;
 mod plan_cache;
 mod tables;
 mod various;

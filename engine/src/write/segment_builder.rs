@@ -4,10 +4,10 @@
 //! The columns of a row group are encoded in parallel on a rayon pool; only one row group of Arrow
 //! data is held at a time.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, UInt32Array};
+use arrow::array::{Array, ArrayRef, AsArray, UInt32Array};
 use arrow::compute::kernels::cmp::lt_eq;
 use arrow::compute::take;
 use arrow::datatypes::{DataType, SchemaRef};
@@ -39,6 +39,12 @@ const BLOOM_FALSE_POSITIVES: f64 = 0.01;
 const SAMPLE_ROWS: usize = 1_024;
 /// Rows of a sample for each different value, from which on there are few values.
 const FEW_IN_SAMPLE: usize = 16;
+/// Times that a value comes in a row group, on the average, from which on hardly any row group is without it.
+const TIMES_IN_ROW_GROUP: usize = 6;
+/// Words of a text from which on it is no name.
+const WORDS_OF_PROSE: usize = 4;
+/// What a segment file is likely to have for each row group: room that it need not be moved for when it grows.
+const ROW_GROUP_BYTES_LIKELY: usize = 8 << 20;
 
 /// A finished segment file.
 #[derive(Debug)]
@@ -168,7 +174,7 @@ impl SegmentBuilder {
         let batches = self.take_row_group(ROW_GROUP_ROWS_MAX.min(rows_max.saturating_sub(rows)));
         let mut open = match open {
             Some(open) => open,
-            None => OpenSegment::new(&self.schema, &batches)?,
+            None => OpenSegment::new(&self.schema, &batches, rows_max)?,
         };
         open.write_row_group(&self.schema, &self.pool, &batches)?;
         if open.rows >= rows_max || open.writer.bytes_written() >= SEGMENT_BYTES_MAX {
@@ -185,10 +191,11 @@ fn encoding_failed(error: ParquetError) -> Error {
 }
 
 impl OpenSegment {
-    /// A segment for rows like those of `first`, which will be its first row group.
-    fn new(schema: &SchemaRef, first: &[RecordBatch]) -> Result<Self> {
+    /// A segment of up to `rows_max` rows like those of `first`, which will be its first row group.
+    fn new(schema: &SchemaRef, first: &[RecordBatch], rows_max: usize) -> Result<Self> {
         let properties = properties(schema, first)?;
-        let writer = ArrowWriter::try_new(Vec::new(), Arc::clone(schema), Some(properties)).map_err(encoding_failed)?;
+        let file = Vec::with_capacity(ROW_GROUP_BYTES_LIKELY.saturating_mul(rows_max.div_ceil(ROW_GROUP_ROWS_MAX)));
+        let writer = ArrowWriter::try_new(file, Arc::clone(schema), Some(properties)).map_err(encoding_failed)?;
         let (writer, row_groups) = writer.into_serialized_writer().map_err(encoding_failed)?;
         Ok(Self {
             writer,
@@ -274,8 +281,14 @@ fn properties(schema: &SchemaRef, first: &[RecordBatch]) -> Result<WriterPropert
     for (index, field) in schema.fields().iter().enumerate() {
         let path = ColumnPath::new(vec![field.name().clone()]);
         let sample = sample(first, index)?;
-        let variety = Variety::of(&sample);
-        if can_profit_from_bloom_filter(field.data_type()) && variety != Variety::Few && !ascends(&sample) {
+        let hashes = hashes(&sample);
+        let variety = hashes.as_deref().map_or(Variety::Some, Variety::of);
+        if can_profit_from_bloom_filter(field.data_type())
+            && variety != Variety::Few
+            && !hashes.as_deref().is_some_and(comes_again_everywhere)
+            && !ascends(&sample)
+            && !is_prose(&sample)
+        {
             properties = properties
                 .set_column_bloom_filter_enabled(path.clone(), true)
                 .set_column_bloom_filter_max_ndv(path.clone(), ROW_GROUP_ROWS_MAX as u64);
@@ -298,25 +311,55 @@ enum Variety {
     Unique,
 }
 
+/// Of the values of a sample; `None` for a type that cannot be hashed.
+fn hashes(sample: &[ArrayRef]) -> Option<Vec<u64>> {
+    let mut all = Vec::new();
+    for values in sample {
+        let mut hashes = vec![0; values.len()];
+        create_hashes([values], &RandomState::default(), &mut hashes).ok()?;
+        all.extend(hashes);
+    }
+    Some(all)
+}
+
 impl Variety {
-    fn of(sample: &[ArrayRef]) -> Self {
-        let (mut seen, mut sampled) = (HashSet::new(), 0);
-        for values in sample {
-            let mut hashes = vec![0; values.len()];
-            if create_hashes([values], &RandomState::default(), &mut hashes).is_err() {
-                // A type that cannot be hashed is left to the defaults.
-                return Self::Some;
-            }
-            sampled += hashes.len();
-            seen.extend(hashes);
-        }
-        match seen.len() {
+    fn of(hashes: &[u64]) -> Self {
+        let sampled = hashes.len();
+        match hashes.iter().collect::<HashSet<_>>().len() {
             _ if sampled < SAMPLE_ROWS / 2 => Self::Some,
             few if few * FEW_IN_SAMPLE <= sampled => Self::Few,
             many if many * 20 >= sampled * 19 => Self::Unique,
             _ => Self::Some,
         }
     }
+}
+
+/// Whether each value is likely to come several times in every row group, by how many of one half of a row group's sample
+/// are the same as one of the other half. Values that come together, and nowhere else, are not taken for such.
+fn comes_again_everywhere(hashes: &[u64]) -> bool {
+    if hashes.len() < SAMPLE_ROWS / 2 {
+        return false;
+    }
+    let (first, second) = hashes.split_at(hashes.len() / 2);
+    let mut counts: HashMap<u64, usize> = HashMap::new();
+    first.iter().for_each(|hash| *counts.entry(*hash).or_default() += 1);
+    let same: usize = second.iter().filter_map(|hash| counts.get(hash)).sum();
+    // Of so many pairs, one in as many as there are values is one of the same.
+    let pairs = first.len().saturating_mul(second.len());
+    same.saturating_mul(ROW_GROUP_ROWS_MAX) >= pairs.saturating_mul(TIMES_IN_ROW_GROUP)
+}
+
+/// Whether texts are written for people: nobody asks for one that is equal to another.
+fn is_prose(sample: &[ArrayRef]) -> bool {
+    let (mut texts, mut sentences) = (0_usize, 0_usize);
+    for values in sample {
+        let Some(values) = values.as_string_view_opt() else { return false };
+        for text in values.iter().flatten() {
+            texts += 1;
+            sentences += usize::from(text.split_ascii_whitespace().count() >= WORDS_OF_PROSE);
+        }
+    }
+    texts > 0 && sentences * 2 >= texts
 }
 
 /// Values of a column that are taken from all over `batches`, in their order.
@@ -391,7 +434,7 @@ impl std::fmt::Debug for SegmentBuilder {
 
 #[cfg(test)]
 mod tests {
-    use arrow::array::Int64Array;
+    use arrow::array::{Int64Array, StringViewArray};
 
     use super::*;
 
@@ -406,6 +449,28 @@ mod tests {
         let mut built = builder.add(batch(rows)).unwrap();
         built.extend(builder.finish().unwrap());
         built.into_iter().map(|segment| segment.rows).collect()
+    }
+
+    fn sampled(values: impl Iterator<Item = i64>) -> Vec<u64> {
+        hashes(&[Arc::new(Int64Array::from_iter_values(values))]).unwrap()
+    }
+
+    #[test]
+    fn columns_have_a_bloom_filter_where_it_rules_something_out() {
+        let rows = SAMPLE_ROWS as i64;
+        let scattered = |values: i64| sampled((0..rows).map(move |row| (row * 7919) % (values * 31) % values));
+        assert_eq!(Variety::of(&scattered(20)), Variety::Few);
+        // Some two hundred times in each row group.
+        assert!(comes_again_everywhere(&scattered(600)) && Variety::of(&scattered(600)) == Variety::Some);
+        // As many different ones, each of which comes in one place only.
+        assert!(!comes_again_everywhere(&sampled((0..rows).map(|row| row / 2))));
+        assert!(!comes_again_everywhere(&scattered(1_000_000)) && !comes_again_everywhere(&sampled(0..9)));
+        assert_eq!(Variety::of(&sampled(0..rows)), Variety::Unique);
+        let texts = |text: &str| -> Vec<ArrayRef> {
+            vec![Arc::new(StringViewArray::from_iter_values((0..100).map(|row| format!("{text} {row}"))))]
+        };
+        assert!(is_prose(&texts("carefully final deposits")));
+        assert!(!is_prose(&texts("Ada Lovelace")) && !is_prose(&[]));
     }
 
     #[test]

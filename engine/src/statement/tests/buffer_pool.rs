@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use aubade_environment::clock;
 
 use super::*;
+use crate::buffer_pool::BufferPoolDisk;
 use crate::query::QueryRecord;
 use crate::session::ExecuteOptions;
 
@@ -150,5 +151,104 @@ async fn mistakes_are_named() {
     let error = db.error("DISCARD BUFFERS").await;
     assert_eq!(error.code(), ErrorCode::NotSupported);
     assert!(error.hint_text().unwrap().contains("--buffer-pool"), "{error:?}");
+    db.engine.shutdown().await;
+}
+
+async fn metric(db: &Database, name: &str) -> u64 {
+    db.rows(&format!("SELECT value FROM system.metrics WHERE name = '{name}'")).await[0].parse().unwrap()
+}
+
+/// Waits until a condition holds of what the database says.
+async fn until(db: &Database, sql: &str) {
+    let holds = async {
+        while db.rows(sql).await != ["true"] {
+            tokio::task::yield_now().await;
+        }
+    };
+    let clock = &db.engine.environment().clock;
+    clock::timeout(clock.as_ref(), Duration::from_secs(30), holds).await.unwrap_or_else(|| panic!("never true: {sql}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_second_tier_fills_the_pool_after_a_restart() {
+    let (dir, disk) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let options = || EngineOptions {
+        buffer_pool_bytes: POOL_BYTES,
+        buffer_pool_disk: Some(BufferPoolDisk { dir: disk.path().to_owned(), bytes_max: POOL_BYTES }),
+        target_partitions: Some(2),
+        ..EngineOptions::default()
+    };
+    let open = || async {
+        let engine = Engine::open_embedded(Environment::system(), dir.path(), options()).await.unwrap();
+        let db = Database { session: engine.session(), engine };
+        db.run(&["SET aubade.fragment_cache = off"]).await;
+        db
+    };
+    let db = open().await;
+    let sql = "SELECT sum(a) FROM t WHERE b < 5";
+    db.run(&[
+        "CREATE TABLE t AS SELECT value AS a, value % 10 AS b, 'row ' || value AS c FROM generate_series(1, 1000)",
+    ])
+    .await;
+    assert_eq!(until_pooled(&db, sql).await, ["249500"]);
+    // All of the table is in one block: nothing is fetched for one column more.
+    let misses = metric(&db, "buffer_pool_disk_misses").await;
+    db.run(&["CACHE TABLE t (a, c)"]).await;
+    assert!(metric(&db, "buffer_pool_disk_hits").await > 0 && misses > 0);
+    assert_eq!(metric(&db, "buffer_pool_disk_misses").await, misses);
+    db.engine.shutdown().await;
+    drop(db);
+    let db = open().await;
+    until(&db, "SELECT count(*) = 2 FROM system.buffer_pool WHERE segments = 1").await;
+    assert_eq!((metric(&db, "buffer_pool_disk_misses").await, metric(&db, "buffer_pool_disk_damaged").await), (0, 0));
+    let (rows, record) = run(&db, "SELECT sum(a), max(b) FROM t WHERE b < 6").await;
+    assert_eq!((rows, record.segments_pooled), (vec!["299500|5".to_owned()], 1));
+    db.run(&["DISCARD BUFFERS"]).await;
+    assert_eq!(metric(&db, "buffer_pool_disk_bytes").await, 0);
+    db.engine.shutdown().await;
+    drop(db);
+    let error =
+        Engine::open_embedded(Environment::system(), dir.path(), EngineOptions { buffer_pool_bytes: 0, ..options() });
+    let error = error.await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::InvalidArgument, "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_pool_gives_way_before_queries_fail() {
+    let open = |buffer_pool_bytes| async move {
+        let memory = Some(4 << 20);
+        let options = EngineOptions {
+            buffer_pool_bytes,
+            memory_limit_bytes: memory,
+            target_partitions: Some(2),
+            ..EngineOptions::default()
+        };
+        let engine = Engine::open_in_memory(Environment::system(), options).await.unwrap();
+        let db = Database { session: engine.session(), engine };
+        db.run(&["CREATE TABLE large AS SELECT value AS a, value * 3 AS b FROM generate_series(1, 200000)"]).await;
+        db
+    };
+    // The rows of the build side are more than queries may use.
+    let sql = "SELECT count(*) FROM large x JOIN large y ON x.a = y.b";
+    let db = open(0).await;
+    assert_eq!(db.code(sql).await, ErrorCode::OutOfMemory);
+    db.engine.shutdown().await;
+    let db = open(32 << 20).await;
+    db.run(&["CACHE TABLE large"]).await;
+    let held = metric(&db, "buffer_pool_bytes").await;
+    for _ in 0..2 {
+        assert_eq!(db.rows(sql).await, ["66666"]);
+    }
+    // Nobody needs it any more.
+    until(&db, "SELECT value = 0 FROM system.metrics WHERE name = 'buffer_pool_lent_bytes'").await;
+    assert!(held > 0 && metric(&db, "memory_reserved_bytes").await == 0);
+    // There are limits to what can be lent.
+    db.run(&["CREATE TABLE wide AS SELECT value AS a, repeat('x', 400) || value AS c FROM generate_series(1, 150000)"])
+        .await;
+    assert_eq!(
+        db.code("SELECT count(*) FROM wide x JOIN wide y ON x.c = y.c AND x.a > y.a - 3").await,
+        ErrorCode::OutOfMemory
+    );
+    assert_eq!(db.rows(sql).await, ["66666"]);
     db.engine.shutdown().await;
 }

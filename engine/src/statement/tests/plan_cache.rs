@@ -27,6 +27,10 @@ async fn hits(db: &Database, sql: &str) -> bool {
 }
 
 fn number(value: i64) -> Option<RecordBatch> {
+    nullable(Some(value))
+}
+
+fn nullable(value: Option<i64>) -> Option<RecordBatch> {
     let schema = Schema::new(vec![Field::new("$1", DataType::Int64, true)]);
     Some(RecordBatch::try_new(Arc::new(schema), vec![Arc::new(Int64Array::from(vec![value]))]).unwrap())
 }
@@ -44,7 +48,7 @@ async fn the_same_words_are_planned_once() {
         assert_eq!(record.rows_in, 100, "{record:?}");
     }
     for other in [
-        "SELECT a FROM t WHERE b = 3 AND a > 81",
+        "SELECT a FROM t WHERE b = 3 OR a > 80",
         "SELECT A FROM t WHERE b = 3 AND a > 80",
         "SELECT 'x, y' AS s FROM t",
         "SELECT 'x' , 'y' AS s FROM t",
@@ -95,13 +99,20 @@ async fn a_view_that_was_replaced_is_planned_again() {
 }
 
 #[tokio::test]
-async fn parameters_have_plans_by_their_values() {
+async fn parameters_share_a_plan_whatever_their_values() {
     let db = table().await;
     let sql = "SELECT sum(a) FROM t WHERE b = $1";
-    for (value, sum) in [(1, "460"), (2, "470"), (1, "460"), (2, "470")] {
-        assert_eq!(run(&db, sql, number(value)).await.0, [sum], "{value}");
+    for (index, (value, sum)) in [(1, "460"), (2, "470"), (1, "460"), (2, "470")].into_iter().enumerate() {
+        let (rows, record) = run(&db, sql, number(value)).await;
+        assert_eq!((rows, record.plan_cache_hit), (vec![sum.to_owned()], index > 0), "{value}");
     }
-    assert!(run(&db, sql, number(1)).await.1.plan_cache_hit);
+    // A null is planned by itself, and in the select list a value is.
+    let (rows, record) = run(&db, sql, nullable(None)).await;
+    assert_eq!((rows, record.plan_cache_hit), (vec![String::new()], false));
+    for value in [1, 2] {
+        let (rows, record) = run(&db, "SELECT $1 + a FROM t WHERE a = $1", number(value)).await;
+        assert_eq!((rows, record.plan_cache_hit), (vec![(2 * value).to_string()], false));
+    }
     // The same value of another type is planned by itself.
     let schema = Schema::new(vec![Field::new("$1", DataType::Utf8, true)]);
     let text = RecordBatch::try_new(Arc::new(schema), vec![Arc::new(StringArray::from(vec!["1"]))]).unwrap();
@@ -149,8 +160,13 @@ async fn discarded_plans_are_made_again() {
     let db = table().await;
     let sql = "SELECT max(a) FROM t WHERE b = 5";
     assert!(!hits(&db, sql).await && hits(&db, sql).await);
-    let shown = "SELECT hits, template_hits, planning_micros > 0, saved_micros > 0 FROM system.plan_cache WHERE sql LIKE '%b = 5'";
-    assert_eq!(db.rows(shown).await, ["1|1|true|true"]);
+    db.run(&["SELECT max(a) FROM t WHERE b = 6"]).await;
+    let shown =
+        "SELECT lifted, hits, template_hits, planning_micros > 0 FROM system.plan_cache WHERE sql LIKE '%b = 5'";
+    let mut lines = db.rows(shown).await;
+    lines.sort();
+    assert_eq!(lines, ["0|1|1|true", "1|1|0|true"]);
+    assert_eq!(db.rows("SELECT max(saved_micros) > 0 FROM system.plan_cache").await, ["true"]);
     db.run(&["DISCARD PLANS"]).await;
     assert!(!hits(&db, sql).await);
     assert_eq!(db.code("DISCARD ALL").await, ErrorCode::NotSupported);
@@ -184,12 +200,22 @@ async fn runs_of_one_plan_share_no_state() {
                 // Ten rows: value, 10 + value, ..., 90 + value; and 10 to 100 for 0.
                 let sum = if value == 0 { 550 } else { 450 + 9 * value };
                 assert_eq!(lines(output).await.unwrap(), [sum.to_string()], "{value}");
+                // One plan for all values, as parameters and as constants.
+                let sql = "SELECT sum(x.a) FROM t x, u y WHERE x.a >= y.a AND x.b = $1 AND y.a < 2";
+                let sum = if value == 0 { 550 } else { sum + value };
+                let output = session.execute_with(sql, number(value), ExecuteOptions::default()).await.unwrap();
+                assert_eq!(lines(output).await.unwrap(), [sum.to_string()], "{value}");
+                let output = session.execute(&sql.replace("$1", &value.to_string())).await.unwrap();
+                assert_eq!(lines(output).await.unwrap(), [sum.to_string()], "{value}");
             }
         }
     });
     futures::future::join_all(runs).await;
-    let hits = "SELECT sum(hits) > 100, min(template_hits) > 0 FROM system.plan_cache";
+    let hits =
+        "SELECT sum(hits) > 100, min(template_hits) > 0 FROM system.plan_cache WHERE lifted = 0 AND parameters = 0";
     assert_eq!(db.rows(hits).await, ["true|true"]);
+    let shared = "SELECT count(*) FROM system.plan_cache WHERE parameters = 1 AND lifted = 1 AND sql LIKE '%x.b = $1%'";
+    assert_eq!(db.rows(shared).await, ["1"]);
 }
 
 #[tokio::test]
@@ -264,10 +290,11 @@ async fn named_statements_have_plans_that_are_kept() {
     for (sql, expected, hit) in [
         ("EXECUTE q(3)", ["83", "93"].as_slice(), false),
         ("EXECUTE q(1 + 2)", &["83", "93"], true),
-        ("EXECUTE q(4)", &["84", "94"], false),
+        ("EXECUTE q(4)", &["84", "94"], true),
         ("EXECUTE f(1)", &["2"], false),
         ("EXECUTE f(1)", &["2"], true),
         ("EXECUTE f(2)", &["3"], false),
+        ("EXECUTE q(5)", &["85", "95"], true),
     ] {
         let (rows, record) = run(&db, sql, None).await;
         assert_eq!(
