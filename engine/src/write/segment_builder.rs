@@ -276,8 +276,7 @@ fn properties(schema: &SchemaRef, first: &[RecordBatch]) -> Result<WriterPropert
         .set_data_page_row_count_limit(PAGE_ROWS_MAX)
         .set_max_row_group_row_count(None)
         .set_column_index_truncate_length(Some(64))
-        .set_statistics_truncate_length(Some(64))
-        .set_bloom_filter_fpp(BLOOM_FALSE_POSITIVES);
+        .set_statistics_truncate_length(Some(64));
     for (index, field) in schema.fields().iter().enumerate() {
         let path = ColumnPath::new(vec![field.name().clone()]);
         let sample = sample(first, index)?;
@@ -289,8 +288,9 @@ fn properties(schema: &SchemaRef, first: &[RecordBatch]) -> Result<WriterPropert
             && !ascends(&sample)
             && !is_prose(&sample)
         {
+            // Column by column: what is set of the filters of all columns makes one for each.
             properties = properties
-                .set_column_bloom_filter_enabled(path.clone(), true)
+                .set_column_bloom_filter_fpp(path.clone(), BLOOM_FALSE_POSITIVES)
                 .set_column_bloom_filter_max_ndv(path.clone(), ROW_GROUP_ROWS_MAX as u64);
         }
         if let (Variety::Unique, Some(encoding)) = (variety, plain_encoding(field.data_type())) {
@@ -435,6 +435,7 @@ impl std::fmt::Debug for SegmentBuilder {
 #[cfg(test)]
 mod tests {
     use arrow::array::{Int64Array, StringViewArray};
+    use parquet::file::metadata::ParquetMetaDataReader;
 
     use super::*;
 
@@ -471,6 +472,28 @@ mod tests {
         };
         assert!(is_prose(&texts("carefully final deposits")));
         assert!(!is_prose(&texts("Ada Lovelace")) && !is_prose(&[]));
+    }
+
+    #[test]
+    fn other_columns_have_none() {
+        let rows = SAMPLE_ROWS as i64;
+        let numbers = |value: fn(i64) -> i64| Arc::new((0..rows).map(value).collect::<Int64Array>()) as ArrayRef;
+        let comments = StringViewArray::from_iter_values((0..rows).map(|row| format!("this is the comment {row}")));
+        let batch = RecordBatch::try_from_iter([
+            ("id", numbers(|row| row * 7_919 % 1_000_003)),
+            ("ascending", numbers(|row| row)),
+            ("flag", numbers(|row| row % 3)),
+            ("comment", Arc::new(comments) as ArrayRef),
+        ]);
+        let batch = batch.unwrap();
+        let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap());
+        let mut builder = SegmentBuilder::new(batch.schema(), pool);
+        assert!(builder.add(batch).unwrap().is_empty());
+        let [segment] = <[BuiltSegment; 1]>::try_from(builder.finish().unwrap()).unwrap();
+        let metadata = ParquetMetaDataReader::new().parse_and_finish(&segment.data).unwrap();
+        let columns = metadata.row_group(0).columns().iter();
+        let filters: Vec<bool> = columns.map(|column| column.bloom_filter_offset().is_some()).collect();
+        assert_eq!(filters, [true, false, false, false]);
     }
 
     #[test]
