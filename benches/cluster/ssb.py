@@ -4,8 +4,8 @@ The conditions are those of FlexPushdownDB (Yang et al., VLDB 2021): the buffer 
 the columns that queries read, coordinator and storage nodes are on either side of a link of 1 Gbit/s, and
 newer rows are wanted more often. Each mode has a coordinator of its own over the same storage nodes, and is
 asked the same list of queries: hybrid has the pool and pushes down what is not in it, pool asks for whole
-columns instead, and pushdown has no pool. Where `serve` can be told the policy of the pool, lfu is hybrid
-with one that does not weigh what it costs to be without a column.
+columns instead, and pushdown has no pool. lfu is hybrid with a pool that does not weigh what it costs to be
+without a column.
 
 The tables are derived by SQL from those of TPC-H, not made by the generator of the Star Schema Benchmark
 (O'Neil et al.), and are in the schema ssb. lineorder is lineitem joined with orders, with prices in cents,
@@ -36,13 +36,12 @@ import sys
 import time
 
 from common import Adbc, Flight, QuietCluster, heading, main, parser, require
-from cluster import Server, run as run_binary
+from cluster import Server
 from engines import rows_of
 from link import Link, LinkedCluster, make_link
 from peers import MIB, load, same
 
 HYBRID_TARGET, POLICY_TARGET = 2.2, 1.37
-POLICY_OPTION = "--buffer-pool-policy"
 # As in FlexPushdownDB's generator, by the mix.
 THETA = {"plain": 2.0, "weighted": 0.5}
 
@@ -303,16 +302,12 @@ def working_set(cluster, queries):
 def modes(pool_bytes):
     """What makes each mode: options of its coordinator, and how it pushes down."""
     pool = ("--buffer-pool", str(pool_bytes))
-    has_policies = POLICY_OPTION in run_binary("serve", "--help").stdout
-    weighted = (POLICY_OPTION, "weighted") if has_policies else ()
-    found = {
-        "hybrid": ((*pool, *weighted), "auto"),
-        "pool": ((*pool, *weighted), "off"),
+    return {
+        "hybrid": (pool, "auto"),
+        "pool": (pool, "off"),
         "pushdown": (("--buffer-pool", "0"), "auto"),
+        "lfu": ((*pool, "--buffer-pool-policy", "lfu"), "auto"),
     }
-    if has_policies:
-        found["lfu"] = ((*pool, POLICY_OPTION, "lfu"), "auto")
-    return found
 
 
 def start_modes(cluster, pool_bytes, stack):
@@ -511,8 +506,7 @@ def report(result):
     better = max(("pool", "pushdown"), key=rates.get)
     verdict_of_hybrid = verdict(rates["hybrid"] / rates[better], HYBRID_TARGET)
     print(f"hybrid against {better}, the better of the two: {verdict_of_hybrid}")
-    if "lfu" in rates:
-        print(f"weighted (hybrid) against lfu: {verdict(rates['hybrid'] / rates['lfu'], POLICY_TARGET)}")
+    print(f"weighted (hybrid) against lfu: {verdict(rates['hybrid'] / rates['lfu'], POLICY_TARGET)}")
     years = [query["year"] for query in result["queries"]]
     shares = ", ".join(f"{year} {100 * years.count(year) / len(years):.0f} %" for year in YEARS)
     print(f"years asked for: {shares}; {result['queries_with_rows']} of {len(years)} queries have rows")

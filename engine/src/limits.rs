@@ -60,7 +60,7 @@ pub(crate) const BUFFER_POOL_PAUSE_FACTOR: u32 = 20;
 /// Time for one replica to give columns of a segment.
 pub(crate) const BUFFER_POOL_LOAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of a block of its second tier: those of the blocks of storage nodes, so that no more is fetched than is read.
-pub(crate) const BUFFER_POOL_BLOCK_BYTES: u64 = 64 << 10;
+pub(crate) const BUFFER_POOL_BLOCK_BYTES: u64 = aubade_storage_node::BLOCK_BYTES as u64;
 /// Pieces of work on its files at a time.
 pub(crate) const BUFFER_POOL_DISK_WORK: usize = 4;
 /// How long the second tier writes nothing after a write that failed.

@@ -161,6 +161,9 @@ impl HeadroomPool {
     fn repay(&self) {
         let Some(lender) = &self.lender else { return };
         let mut lent = self.lent.lock();
+        if *lent == 0 {
+            return;
+        }
         let needed = self.reserved().saturating_sub(self.bytes_max);
         if needed < *lent {
             lender.repay(*lent - needed);

@@ -114,6 +114,22 @@ pub fn create_durable(files: &dyn FileSystem, path: &Path, bytes: &[u8], unique:
     }
 }
 
+/// Replaces a small file, or makes it, durably; a crash leaves the old content or the new one.
+pub fn replace_durable(files: &dyn FileSystem, path: &Path, bytes: &[u8], unique: u64) -> io::Result<()> {
+    let temporary = path.with_extension(format!("{unique:016x}.tmp"));
+    let written = (|| {
+        let mut file = files.create_new(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync()?;
+        files.rename(&temporary, path)?;
+        files.sync_dir(&parent_of(path)?)
+    })();
+    if written.is_err() {
+        let _ = files.remove_file(&temporary);
+    }
+    written
+}
+
 /// The folder of `path`.
 pub fn parent_of(path: &Path) -> io::Result<PathBuf> {
     match path.parent() {

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use aubade_environment::files::{create_durable, read_file};
+use aubade_environment::files::{create_durable, read_file, replace_durable};
 use aubade_environment::{Environment, FileLock};
 use aubade_proto::{ClusterId, Epoch, Error, ErrorCode, NodeId, Result, ResultExt};
 use serde::{Deserialize, Serialize};
@@ -73,7 +73,8 @@ pub(crate) fn store_epoch(env: &Environment, folder: &Path, epoch: Epoch) -> Res
     let path = epoch_path(folder);
     let bytes = serde_json::to_vec_pretty(&EpochFile { format: FORMAT, epoch })
         .context(ErrorCode::Internal, || "the epoch file".to_owned())?;
-    replace_durable(env, &path, &bytes).context(ErrorCode::Io, || format!("{} cannot be written", path.display()))
+    replace_durable(env.files.as_ref(), &path, &bytes, env.random.next_u64())
+        .context(ErrorCode::Io, || format!("{} cannot be written", path.display()))
 }
 
 fn epoch_path(folder: &Path) -> PathBuf {
@@ -100,21 +101,4 @@ fn read_json<T: serde::de::DeserializeOwned>(env: &Environment, path: &Path) -> 
             .source(error)
     })?;
     Ok(Some(value))
-}
-
-/// Replaces a small file; a crash leaves the old content or the new one.
-pub(crate) fn replace_durable(env: &Environment, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = aubade_environment::files::parent_of(path)?;
-    let temporary = path.with_extension(format!("{:016x}.tmp", env.random.next_u64()));
-    let written = (|| {
-        let mut file = env.files.create_new(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync()?;
-        env.files.rename(&temporary, path)?;
-        env.files.sync_dir(&folder)
-    })();
-    if written.is_err() {
-        let _ = env.files.remove_file(&temporary);
-    }
-    written
 }

@@ -34,7 +34,9 @@ mod testing;
 
 pub use decoded::{DecodedColumn, DecodedSegment, DecodedSegments};
 pub use fetched::{FetchedSegment, FragmentRunner, RangeReader, columns_read};
+pub use limits::BLOCK_BYTES;
 pub use node::StorageNode;
 pub use options::StorageNodeOptions;
 pub use scan::FragmentKey;
+pub use segment_store::Blocks;
 pub use serve::serve;

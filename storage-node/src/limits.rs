@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// Bytes under one checksum: small enough that a page read verifies little beside itself, large
 /// enough that the checksums of a segment are a few kilobytes.
-pub(crate) const BLOCK_BYTES: usize = 64 * 1024;
+pub const BLOCK_BYTES: usize = 64 * 1024;
 /// Bytes of a segment at most; writers close segments at a quarter of it.
 pub(crate) const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 /// Bytes left free on the disk by uploads, so that epochs and checksums can still be written.

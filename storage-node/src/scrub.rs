@@ -25,13 +25,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use aubade_environment::files::read_file;
+use aubade_environment::files::{read_file, replace_durable};
 use aubade_environment::{Clock, Environment};
 use aubade_proto::{Error, ErrorCode, Result, ResultExt, ScrubProgress, SegmentId};
 use serde::{Deserialize, Serialize};
 
 use crate::blocking::blocking;
-use crate::identity::replace_durable;
 use crate::limits::{
     BLOCK_BYTES, CHUNK_BYTES, SCRUB_CURSOR_INTERVAL, SCRUB_READ_PAUSE, SCRUB_ROUND_INTERVAL, SCRUB_STEPS_PER_SECOND,
 };
@@ -230,7 +229,7 @@ impl Scrub {
             let context = || format!("{} cannot be written", path.display());
             let bytes =
                 serde_json::to_vec(&CursorFile { format: FORMAT, after }).context(ErrorCode::Internal, context)?;
-            replace_durable(&env, &path, &bytes).context(ErrorCode::Io, context)
+            replace_durable(env.files.as_ref(), &path, &bytes, env.random.next_u64()).context(ErrorCode::Io, context)
         });
         if let Err(error) = saved.await {
             tracing::warn!(error = %error.chain(), "after a restart scrubbing will begin too early");

@@ -29,7 +29,8 @@ use futures::stream::BoxStream;
 use incoming::Incoming;
 use parking_lot::{Mutex, RwLock};
 use sidecar::Sidecar;
-pub(crate) use verified::{Blocks, SegmentBytes, VerifiedFile};
+pub use verified::Blocks;
+pub(crate) use verified::{SegmentBytes, VerifiedFile};
 
 use crate::blocking::blocking;
 use crate::identity;

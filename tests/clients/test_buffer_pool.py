@@ -105,9 +105,17 @@ def test_the_pool_fills_from_its_disk_after_a_kill(tmp_path):
             # Nobody asks for them.
             eventually(cursor, "select count(*) from system.buffer_pool where table_name = 't' and segments = 4", [(3,)])
             assert ask(cursor, "select value from system.metrics where name = 'buffer_pool_disk_misses'") == [(0,)]
+            cursor.execute("create table u as select value as a, value * 7 % 1000003 as b from generate_series(1, 300000)")
+            cursor.execute("cache table u (a)")
             for node in cluster.nodes:
                 node.kill()
             assert ask(cursor, SQL.replace("% 3", "% 4")) != expected
+            # That nodes are away says nothing against what is on the disk.
+            held = "select value from system.metrics where name = 'buffer_pool_disk_bytes'"
+            before = ask(cursor, held)
+            with pytest.raises(Exception, match="SEGMENT_UNAVAILABLE|NODE_UNAVAILABLE"):
+                cursor.execute("cache table u (b)")
+            assert ask(cursor, held) == before
     finally:
         logs = cluster.logs()
         cluster.stop()

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use aubade_environment::files::{create_durable, read_file};
+use aubade_environment::files::{read_file, replace_durable};
 use aubade_environment::tasks::run_blocking;
 use aubade_environment::{Environment, FileLock};
 use aubade_proto::{ClusterId, Error, ErrorCode, Result, ResultExt, SegmentId};
@@ -463,12 +463,8 @@ fn check_identity(environment: &Environment, dir: &Path, cluster: ClusterId) -> 
 
 fn write_identity(environment: &Environment, dir: &Path, cluster: ClusterId) -> Result<()> {
     let (files, path) = (environment.files.as_ref(), dir.join(IDENTITY));
-    let written = match files.remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => serde_json::to_vec_pretty(&Identity::of(cluster))
-            .map_err(io::Error::other)
-            .and_then(|bytes| create_durable(files, &path, &bytes, environment.random.next_u64())),
-    };
+    let bytes = serde_json::to_vec_pretty(&Identity::of(cluster)).map_err(io::Error::other);
+    let written = bytes.and_then(|bytes| replace_durable(files, &path, &bytes, environment.random.next_u64()));
     written.context(ErrorCode::Io, || format!("{} cannot be written", path.display()))
 }
 

@@ -146,12 +146,16 @@ async fn load(cluster: &Cluster, pool: &BufferPool, wanted: &Wanted, source: Sou
         return Ok(true);
     }
     if let Some(disk) = pool.disk() {
-        let loaded = load_tiered(cluster, pool, disk, wanted, &missing, source).await;
-        if loaded.is_ok() || source == Source::Disk {
-            return loaded;
+        match load_tiered(cluster, pool, disk, wanted, &missing, source).await {
+            // Whatever is wrong with what is there, it can be had from nodes.
+            Err(error) if error.code() == ErrorCode::FileUnreadable => {
+                disk.forget(segment.id).await;
+                if source == Source::Disk {
+                    return Err(error);
+                }
+            }
+            loaded => return loaded,
         }
-        // Whatever is wrong with what is there, it can be had from nodes.
-        disk.forget(segment.id).await;
     }
     let fetched = from_replicas(cluster, segment, |reader| {
         let missing = &missing;
@@ -217,6 +221,6 @@ async fn in_time<T>(cluster: &Cluster, segment: &SegmentEntry, read: BoxFuture<'
 }
 
 fn late(segment: &SegmentEntry) -> Error {
-    let text = format!("no replica of segment {} gave its columns in time", segment.id);
+    let text = format!("the columns of segment {} did not come in time", segment.id);
     Error::new(ErrorCode::SegmentUnavailable, text).hint("look at `aubade cluster status`, and try again")
 }

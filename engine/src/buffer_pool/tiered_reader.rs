@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use aubade_proto::{Error, ErrorCode, Result, SegmentId};
-use aubade_storage_node::RangeReader;
+use aubade_storage_node::{Blocks, RangeReader};
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 
@@ -50,10 +50,7 @@ impl TieredReader {
         };
         let others = wanted.iter().filter(|block| !blocks.contains_key(block)).copied().collect();
         let kept = self.tier.read(self.segment, others, self.node.is_none()).await;
-        if kept
-            .iter()
-            .any(|(block, bytes)| bytes.len() as u64 != length(&self.bytes_of(&(*block..block.saturating_add(1)))))
-        {
+        if kept.iter().any(|(block, bytes)| bytes.len() as u64 != length(&self.bytes_of(&one(*block)))) {
             // Blocks of something else, whatever their checksums say.
             self.tier.forget(self.segment).await;
             return blocks;
@@ -63,7 +60,7 @@ impl TieredReader {
     }
 
     /// Reads runs of blocks from the node.
-    async fn fetch(&self, missing: &BTreeSet<u32>) -> Result<Vec<(Range<u64>, Bytes)>> {
+    async fn fetch(&self, missing: &BTreeSet<u32>) -> Result<Vec<Blocks>> {
         let node = self.node.as_ref().ok_or_else(|| {
             let text = format!("blocks of segment {} are not on the disk of the buffer pool", self.segment);
             Error::new(ErrorCode::SegmentUnavailable, text)
@@ -83,14 +80,14 @@ impl TieredReader {
                 fetched.insert(block, rest.split_to(taken));
             }
         }
-        Ok(ranges.into_iter().zip(read).collect())
+        Ok(ranges.iter().zip(read).map(|(range, bytes)| Blocks { start: range.start, bytes }).collect())
     }
 
     /// The bytes of a range of which all blocks are at hand.
     fn join(&self, range: &Range<u64>, blocks: &BTreeMap<u32, Bytes>) -> Result<Bytes> {
         let mut joined = BytesMut::with_capacity(usize::try_from(length(range)).unwrap_or_default());
         for (block, bytes) in blocks.range(blocks_of(range)?) {
-            let start = self.bytes_of(&(*block..block.saturating_add(1))).start;
+            let start = self.bytes_of(&one(*block)).start;
             let from = usize::try_from(range.start.saturating_sub(start)).unwrap_or(usize::MAX);
             let to = usize::try_from(range.end.saturating_sub(start)).unwrap_or(usize::MAX).min(bytes.len());
             joined.extend_from_slice(bytes.get(from..to).unwrap_or_default());
@@ -118,7 +115,7 @@ impl RangeReader for TieredReader {
             let fetched = self.fetched.lock();
             blocks.extend(wanted.iter().filter_map(|block| Some((*block, fetched.get(block)?.clone()))));
         }
-        let of = |range: &Range<u64>| match runs.iter().find_map(|run| slice(run, range)) {
+        let of = |range: &Range<u64>| match runs.iter().find_map(|run| run.slice(range)) {
             Some(bytes) => Ok(bytes),
             None => self.join(range, &blocks),
         };
@@ -130,11 +127,9 @@ fn length(range: &Range<u64>) -> u64 {
     range.end.saturating_sub(range.start)
 }
 
-/// The bytes of `range`, if all of it is in a run.
-fn slice((run, bytes): &(Range<u64>, Bytes), range: &Range<u64>) -> Option<Bytes> {
-    let from = usize::try_from(range.start.checked_sub(run.start)?).ok()?;
-    let to = usize::try_from(range.end.checked_sub(run.start)?).ok()?;
-    (from <= to && to <= bytes.len()).then(|| bytes.slice(from..to))
+/// One block as a run of blocks.
+fn one(block: u32) -> Range<u32> {
+    block..block.saturating_add(1)
 }
 
 /// The blocks that cover a range.
@@ -151,7 +146,7 @@ fn runs(blocks: &BTreeSet<u32>) -> Vec<Range<u32>> {
     for block in blocks {
         match runs.last_mut() {
             Some(last) if last.end == *block => last.end = block.saturating_add(1),
-            _ => runs.push(*block..block.saturating_add(1)),
+            _ => runs.push(one(*block)),
         }
     }
     runs

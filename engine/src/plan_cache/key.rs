@@ -36,7 +36,7 @@ pub(super) enum Kind {
 }
 
 impl PlanKey {
-    /// The key of a statement of so many tokens; `None` where no plan is kept, since its parameters are very long.
+    /// The key of a statement of these words; `None` where no plan is kept, since its parameters are very long.
     pub(super) fn new(
         tokens: Vec<Token>,
         parameters: &Parameters,

@@ -162,7 +162,7 @@ pub(super) async fn run_first(
     if !KeptPlan::is_keepable(plan).map_err(failed)? {
         return Ok(None);
     }
-    // Also where nothing can be lifted: what a statement may not do is told in its own words.
+    // Wanted only where nothing is lifted, and done in any case: values that do not fit are told in the same words.
     let bound = parameters.bind(plan.clone())?;
     let (optimized, shared) = match lifted(context, lookup, ast).boxed().await {
         Some((plan, shared)) => (plan, Some(shared)),

@@ -43,8 +43,6 @@ const FEW_IN_SAMPLE: usize = 16;
 const TIMES_IN_ROW_GROUP: usize = 6;
 /// Words of a text from which on it is no name.
 const WORDS_OF_PROSE: usize = 4;
-/// What a segment file is likely to have for each row group: room that it need not be moved for when it grows.
-const ROW_GROUP_BYTES_LIKELY: usize = 8 << 20;
 
 /// A finished segment file.
 #[derive(Debug)]
@@ -174,7 +172,7 @@ impl SegmentBuilder {
         let batches = self.take_row_group(ROW_GROUP_ROWS_MAX.min(rows_max.saturating_sub(rows)));
         let mut open = match open {
             Some(open) => open,
-            None => OpenSegment::new(&self.schema, &batches, rows_max)?,
+            None => OpenSegment::new(&self.schema, &batches)?,
         };
         open.write_row_group(&self.schema, &self.pool, &batches)?;
         if open.rows >= rows_max || open.writer.bytes_written() >= SEGMENT_BYTES_MAX {
@@ -191,11 +189,10 @@ fn encoding_failed(error: ParquetError) -> Error {
 }
 
 impl OpenSegment {
-    /// A segment of up to `rows_max` rows like those of `first`, which will be its first row group.
-    fn new(schema: &SchemaRef, first: &[RecordBatch], rows_max: usize) -> Result<Self> {
+    /// A segment for rows like those of `first`, which will be its first row group.
+    fn new(schema: &SchemaRef, first: &[RecordBatch]) -> Result<Self> {
         let properties = properties(schema, first)?;
-        let file = Vec::with_capacity(ROW_GROUP_BYTES_LIKELY.saturating_mul(rows_max.div_ceil(ROW_GROUP_ROWS_MAX)));
-        let writer = ArrowWriter::try_new(file, Arc::clone(schema), Some(properties)).map_err(encoding_failed)?;
+        let writer = ArrowWriter::try_new(Vec::new(), Arc::clone(schema), Some(properties)).map_err(encoding_failed)?;
         let (writer, row_groups) = writer.into_serialized_writer().map_err(encoding_failed)?;
         Ok(Self {
             writer,

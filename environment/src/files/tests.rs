@@ -45,3 +45,21 @@ fn a_full_disk_leaves_no_file() {
     assert_eq!(error.kind(), io::ErrorKind::StorageFull);
     assert!(files.list_files(folder).unwrap().is_empty());
 }
+
+#[test]
+fn a_file_is_replaced_whole_or_not_at_all() {
+    let files = FaultyFiles::new(Arc::new(MemoryFiles::default()));
+    let folder = Path::new("/folder");
+    files.create_dir_all(folder).unwrap();
+    let path = folder.join("file.json");
+    for (unique, bytes) in [(1, b"first".as_slice()), (2, b"second")] {
+        replace_durable(&files, &path, bytes, unique).unwrap();
+        assert_eq!(read_file(&files, &path).unwrap(), bytes);
+    }
+    for fault in [FileFault::DiskFull, FileFault::SyncFails] {
+        files.set(fault);
+        replace_durable(&files, &path, b"third", 3).unwrap_err();
+        assert_eq!(read_file(&files, &path).unwrap(), b"second".as_slice());
+        assert_eq!(files.list_files(folder).unwrap(), ["file.json"]);
+    }
+}

@@ -20,17 +20,18 @@ pub(crate) struct VerifiedFile {
     block_crcs: Vec<u32>,
 }
 
-/// Whole blocks that were read and verified.
+/// Whole blocks of a segment that were read and verified.
 #[derive(Clone, Debug)]
-pub(crate) struct Blocks {
+pub struct Blocks {
     /// Offset of the first byte in the file.
-    pub(crate) start: u64,
-    pub(crate) bytes: Bytes,
+    pub start: u64,
+    /// One block after the other.
+    pub bytes: Bytes,
 }
 
 impl Blocks {
     /// The bytes of `range`, if all of them are here.
-    pub(crate) fn slice(&self, range: &Range<u64>) -> Option<Bytes> {
+    pub fn slice(&self, range: &Range<u64>) -> Option<Bytes> {
         let from = usize::try_from(range.start.checked_sub(self.start)?).ok()?;
         let to = usize::try_from(range.end.checked_sub(self.start)?).ok()?;
         (from <= to && to <= self.bytes.len()).then(|| self.bytes.slice(from..to))
