@@ -39,7 +39,7 @@ pub use disk::BufferPoolDisk;
 pub(crate) use disk::{DiskFigures, DiskTier};
 pub(crate) use load::{Loader, load_table};
 pub use worth::BufferPoolPolicy;
-use worth::{Rank, Worth, estimated_bytes};
+use worth::{MeanCost, Rank, Worth, estimated_bytes};
 
 use crate::limits::{BUFFER_POOL_PAST_MAX, BUFFER_POOL_QUEUE};
 use crate::memory_pool::Lender;
@@ -88,11 +88,12 @@ impl Wanted {
         self.columns.iter().map(|(name, _)| Arc::clone(name)).collect()
     }
 
+    fn keys(&self) -> Vec<ColumnOfSegment> {
+        self.columns.iter().map(|(name, _)| (self.segment.id, Arc::clone(name))).collect()
+    }
+
     fn bytes(&self) -> usize {
-        let of = |(name, worth): &(Arc<str>, Worth)| {
-            worth.bytes.unwrap_or_else(|| estimated_bytes(&self.table.schema, name, self.segment.rows))
-        };
-        self.columns.iter().map(of).fold(0, usize::saturating_add)
+        self.columns.iter().map(|(_, worth)| worth.bytes()).fold(0, usize::saturating_add)
     }
 }
 
@@ -120,8 +121,8 @@ struct State {
     lent: usize,
     /// Counts scans.
     now: u64,
-    /// Segments on their way in: each is fetched once, however many queries want it.
-    loading: HashSet<SegmentId>,
+    /// Columns on their way in. Those that are queued more than once are fetched once: by then they are here.
+    loading: HashSet<ColumnOfSegment>,
     /// Columns that CACHE TABLE has named, with about what they take.
     pinned: BTreeMap<RelationId, BTreeMap<Arc<str>, usize>>,
     totals: BTreeMap<(RelationId, Arc<str>), Totals>,
@@ -141,6 +142,7 @@ struct Totals {
     hits: u64,
     misses: u64,
     saved_micros: f64,
+    cost_of_misses: MeanCost,
 }
 
 /// One line of `system.buffer_pool`.
@@ -242,37 +244,45 @@ impl BufferPool {
         columns: &[Arc<str>],
         cost_micros: f64,
     ) {
-        let bytes: Vec<usize> =
-            columns.iter().map(|column| estimated_bytes(&table.schema, column, segment.rows)).collect();
-        let all_bytes: usize = bytes.iter().sum();
         let mut state = self.state.lock();
         let now = state.now;
-        let mut missing = Vec::new();
-        for (column, bytes) in columns.iter().zip(&bytes) {
+        for column in columns {
             state.totals.entry((table.id, Arc::clone(column))).or_default().misses += 1;
-            if state.segments.get(&segment.id).is_some_and(|held| held.worth.contains_key(column)) {
-                continue;
-            }
-            let key = (segment.id, Arc::clone(column));
-            let mut worth = self.past.get(&key).unwrap_or_else(|| Worth::new(self.policy));
-            worth.cost_micros = cost_micros * *bytes as f64 / all_bytes.max(1) as f64;
-            worth.used(now);
-            self.past.insert(key, worth);
-            missing.push((Arc::clone(column), worth));
         }
-        if missing.is_empty() || state.loading.contains(&segment.id) {
+        let missing = columns.iter().filter(|column| state.lacks(segment.id, column));
+        let estimated = |column: &Arc<str>| estimated_bytes(&table.schema, column, segment.rows).max(1);
+        let missing: Vec<(Arc<str>, usize)> = missing.map(|name| (Arc::clone(name), estimated(name))).collect();
+        let all_bytes = missing.iter().map(|(_, bytes)| *bytes).fold(0, usize::saturating_add);
+        let mut all_loading = true;
+        let missing = missing.into_iter().map(|(column, bytes)| {
+            // With those that are here the scan would have cost as much.
+            let totals = state.totals.entry((table.id, Arc::clone(&column))).or_default();
+            let cost_micros = cost_micros * bytes as f64 / all_bytes as f64;
+            totals.cost_of_misses.add(cost_micros, segment.rows);
+            let cost_micros = totals.cost_of_misses.of(segment.rows).unwrap_or(cost_micros);
+            let key = (segment.id, Arc::clone(&column));
+            let mut worth = self.past.get(&key).unwrap_or_else(|| Worth::new(bytes, self.policy));
+            worth.cost_micros = cost_micros;
+            worth.used(now);
+            all_loading &= state.loading.contains(&key);
+            self.past.insert(key, worth);
+            (column, worth)
+        });
+        let missing: Vec<(Arc<str>, Worth)> = missing.collect();
+        if all_loading {
             return;
         }
         // Pinned ones come whatever the others are worth.
         let (pinned, others) = missing.into_iter().partition(|(name, _)| state.is_pinned(table.id, name));
         for columns in [pinned, others] {
             let wanted = Wanted { table: Arc::clone(table), segment: Arc::clone(segment), columns };
+            if wanted.columns.is_empty() || !state.admits(self.room(&state), &wanted) {
+                continue;
+            }
+            let keys = wanted.keys();
             // A full queue forgets: what is wanted again comes again.
-            if !wanted.columns.is_empty()
-                && state.admits(self.room(&state), &wanted)
-                && self.wanted.try_send(wanted).is_ok()
-            {
-                state.loading.insert(segment.id);
+            if self.wanted.try_send(wanted).is_ok() {
+                state.loading.extend(keys);
             }
         }
     }
@@ -309,17 +319,15 @@ impl BufferPool {
     fn insert(&self, wanted: &Wanted, loaded: &DecodedSegment) -> bool {
         let mut state = self.state.lock();
         let id = loaded.id();
-        let fresh =
-            |state: &State, name: &Arc<str>| !state.segments.get(&id).is_some_and(|held| held.worth.contains_key(name));
         let mut columns = Vec::new();
         let mut bytes = if state.segments.contains_key(&id) { 0 } else { loaded.footer_bytes() };
         for (name, worth) in &wanted.columns {
-            let Some(column) = loaded.columns().get(name).filter(|_| fresh(&state, name)) else { continue };
+            let Some(column) = loaded.columns().get(name).filter(|_| state.lacks(id, name)) else { continue };
             let worth = self.past.get(&(id, Arc::clone(name))).unwrap_or(*worth).taking(column.bytes());
             bytes = bytes.saturating_add(column.bytes());
             columns.push((name, column, worth));
         }
-        let rank = state.rank_of(wanted.table.id, columns.iter().map(|(name, _, worth)| (*name, worth)), bytes);
+        let rank = state.claim_of(wanted.table.id, columns.iter().map(|(name, _, worth)| (*name, worth)));
         let room = self.room(&state);
         let Some(gone) = state.make_room(room, bytes, rank, id) else {
             for (name, _, worth) in columns {
@@ -336,15 +344,17 @@ impl BufferPool {
     }
 
     /// A load has ended.
-    fn loaded(&self, id: SegmentId) {
-        self.state.lock().loading.remove(&id);
+    fn loaded(&self, wanted: &Wanted) {
+        let mut state = self.state.lock();
+        for key in wanted.keys() {
+            state.loading.remove(&key);
+        }
     }
 
     /// Which of `columns` of a segment are not here.
     fn missing(&self, id: SegmentId, columns: &[Arc<str>]) -> Vec<Arc<str>> {
         let state = self.state.lock();
-        let held = state.segments.get(&id);
-        columns.iter().filter(|column| !held.is_some_and(|held| held.worth.contains_key(*column))).cloned().collect()
+        columns.iter().filter(|column| state.lacks(id, column)).cloned().collect()
     }
 
     /// Keeps columns of a table, whatever else is wanted; until the guard is dropped, unless it is told to keep them.
@@ -501,27 +511,28 @@ impl State {
             .flat_map(|held| held.segment.columns().iter().map(|(name, column)| (held.table.id, name, column)))
     }
 
+    fn lacks(&self, id: SegmentId, column: &Arc<str>) -> bool {
+        !self.segments.get(&id).is_some_and(|held| held.worth.contains_key(column))
+    }
+
     fn is_pinned(&self, table: RelationId, column: &Arc<str>) -> bool {
         self.pinned.get(&table).is_some_and(|columns| columns.contains_key(column))
     }
 
-    /// The rank of columns that come or stay together.
-    fn rank_of<'a>(
-        &self,
-        table: RelationId,
-        columns: impl Iterator<Item = (&'a Arc<str>, &'a Worth)> + Clone,
-        bytes: usize,
-    ) -> Rank {
-        if columns.clone().all(|(name, _)| self.is_pinned(table, name)) {
-            return Rank::MAX;
-        }
-        columns.map(|(_, worth)| *worth).reduce(Worth::together).unwrap_or_default().rank(bytes)
+    /// Columns that come together displace only what ranks below this: none of them is of use without the one that is
+    /// worth least.
+    fn claim_of<'a>(&self, table: RelationId, columns: impl Iterator<Item = (&'a Arc<str>, &'a Worth)>) -> Rank {
+        let ranks = columns.map(|(name, worth)| match self.is_pinned(table, name) {
+            true => Rank::MAX,
+            false => worth.claim(),
+        });
+        ranks.min().unwrap_or(Rank::MAX)
     }
 
     /// Whether what is wanted would find room, by itself or in the place of what is worth less.
     fn admits(&self, bytes_max: usize, wanted: &Wanted) -> bool {
         let bytes = wanted.bytes();
-        let rank = self.rank_of(wanted.table.id, wanted.columns.iter().map(|(name, worth)| (name, worth)), bytes);
+        let rank = self.claim_of(wanted.table.id, wanted.columns.iter().map(|(name, worth)| (name, worth)));
         self.goes_for(bytes_max, bytes, rank, wanted.segment.id).is_some()
     }
 
@@ -569,11 +580,16 @@ impl State {
     /// A column that is here was wanted; gives what it is worth.
     fn used(&mut self, id: SegmentId, name: &Arc<str>) -> Option<Worth> {
         let held = self.segments.get_mut(&id)?;
-        let (worth, column) = (held.worth.get_mut(name)?, held.segment.columns().get(name)?);
-        let place = (worth.rank(column.bytes()), id, Arc::clone(name));
+        let worth = held.worth.get_mut(name)?;
+        let place = (worth.rank(), id, Arc::clone(name));
+        // The first scan that missed it may have been a slow one.
+        let totals = self.totals.get(&(held.table.id, Arc::clone(name)));
+        if let Some(cost_micros) = totals.and_then(|totals| totals.cost_of_misses.of(held.segment.rows_total())) {
+            worth.cost_micros = cost_micros;
+        }
         worth.used(self.now);
         if let Some((_, id, name)) = self.ranked.take(&place) {
-            self.ranked.insert((worth.rank(column.bytes()), id, name));
+            self.ranked.insert((worth.rank(), id, name));
         }
         Some(*worth)
     }
@@ -588,7 +604,7 @@ impl State {
     ) {
         let id = loaded.id();
         if !self.is_pinned(table.id, name) {
-            self.ranked.insert((worth.rank(column.bytes()), id, Arc::clone(name)));
+            self.ranked.insert((worth.rank(), id, Arc::clone(name)));
         }
         let bytes = &mut self.bytes;
         let held = self.segments.entry(id).or_insert_with(|| {
@@ -605,7 +621,7 @@ impl State {
         let held = self.segments.get_mut(&id)?;
         let (worth, column) = (held.worth.remove(name)?, held.segment.remove(name)?);
         self.bytes = self.bytes.saturating_sub(column.bytes());
-        self.ranked.remove(&(worth.rank(column.bytes()), id, Arc::clone(name)));
+        self.ranked.remove(&(worth.rank(), id, Arc::clone(name)));
         if held.worth.is_empty() {
             self.bytes = self.bytes.saturating_sub(held.segment.footer_bytes());
             self.segments.remove(&id);
@@ -631,12 +647,8 @@ impl State {
     /// Which columns of a table are pinned has changed.
     fn rank_again(&mut self, table: RelationId) {
         let of_table = self.segments.iter().filter(|(_, held)| held.table.id == table);
-        let places = of_table.flat_map(|(id, held)| {
-            held.segment
-                .columns()
-                .iter()
-                .filter_map(|(name, column)| Some((held.worth.get(name)?.rank(column.bytes()), *id, Arc::clone(name))))
-        });
+        let places = of_table
+            .flat_map(|(id, held)| held.worth.iter().map(|(name, worth)| (worth.rank(), *id, Arc::clone(name))));
         for place in places.collect::<Vec<_>>() {
             match self.is_pinned(table, &place.2) {
                 true => self.ranked.remove(&place),

@@ -1,18 +1,19 @@
 //! Logical plans that outlive the snapshot that they were made for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field};
 use aubade_catalog::snapshot::{Relation, RelationName, Table};
 use aubade_catalog::{SegmentStatistics, Snapshot};
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
-use datafusion::common::{ScalarValue, internal_err};
+use datafusion::common::{Column, ScalarValue, internal_err};
 use datafusion::datasource::{provider_as_source, source_as_provider};
 use datafusion::error::Result;
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::expr::{Exists, InSubquery, Placeholder};
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
+use datafusion::logical_expr::utils::split_conjunction;
 use datafusion::logical_expr::{Expr, LogicalPlan, TableScan, Volatility};
 use datafusion::optimizer::simplify_expressions::SimplifyExpressions;
 use datafusion::optimizer::{Optimizer, OptimizerRule};
@@ -110,8 +111,10 @@ impl KeptPlan {
     }
 }
 
-/// Rules of the optimizer that have to see values: they take expressions apart by what these cost, and a constant costs
-/// nothing.
+/// Names that the optimizer gives to common subexpressions, without their numbers.
+const COMMON_SUBEXPRESSION: &str = "__common_expr_";
+/// Rules of the optimizer that have to see values, unless the plan [holds for all values](holds_for_all_values): they take
+/// expressions apart by what these cost, and a constant costs nothing.
 const RULES_FOR_VALUES: [&str; 3] =
     ["common_sub_expression_eliminate", "extract_leaf_expressions", "push_down_leaf_projections"];
 /// Those that say once more what values make of a plan.
@@ -132,8 +135,117 @@ pub fn optimize_shared(
         return Ok(None);
     }
     let plan = state.analyzer().execute_and_check(plan, state.config_options(), |_, _| {})?;
-    let rules = state.optimizers().iter().filter(|rule| !RULES_FOR_VALUES.contains(&rule.name()));
-    Optimizer::with_rules(rules.cloned().collect()).optimize(plan, state, |_, _| {}).map(Some)
+    let plan = optimize_by(plan, state, |rule| !RULES_FOR_VALUES.contains(&rule))?;
+    if holds_for_all_values(&plan)? { settle(plan, state).map(Some) } else { Ok(Some(plan)) }
+}
+
+fn optimize_by(plan: LogicalPlan, state: &SessionState, wanted: impl Fn(&str) -> bool) -> Result<LogicalPlan> {
+    let rules = state.optimizers().iter().filter(|rule| wanted(rule.name()));
+    Optimizer::with_rules(rules.cloned().collect()).optimize(plan, state, |_, _| {})
+}
+
+/// What the rules make of a plan that have to see values. They may have run before, in another session.
+fn settle(plan: LogicalPlan, state: &SessionState) -> Result<LogicalPlan> {
+    // Of two columns with one name the projection for common subexpressions keeps one.
+    plan.apply_with_subqueries(|node| {
+        let names = node.schema().fields().iter().map(|field| field.name().as_str());
+        let numbers = names.filter_map(|name| name.strip_prefix(COMMON_SUBEXPRESSION)?.parse().ok());
+        if let Some(last) = numbers.max() {
+            state.execution_props().alias_generator.update_min_id(last);
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    optimize_by(plan, state, |rule| RULES_FOR_VALUES.contains(&rule) || RULES_ONCE_MORE.contains(&rule))
+}
+
+/// Whether rules that have to see values make the same of placeholders, as long as values decide none of the conditions:
+/// each is a part of one constant, which is compared with something.
+fn holds_for_all_values(plan: &LogicalPlan) -> Result<bool> {
+    let mut holds = true;
+    plan.apply_with_subqueries(|node| {
+        let (mut seen, mut casts) = (BTreeSet::new(), Vec::new());
+        node.apply_expressions(|expression| {
+            holds &= compares_each_once(expression, &mut seen, &mut casts)?;
+            Ok(go_on_while(holds))
+        })?;
+        for cast in casts {
+            holds &= uses(node, &cast)? < 2;
+        }
+        Ok(go_on_while(holds))
+    })?;
+    Ok(holds)
+}
+
+/// How often the expressions of a node have `expression` in them.
+fn uses(node: &LogicalPlan, expression: &Expr) -> Result<usize> {
+    let mut uses = 0;
+    node.apply_expressions(|root| {
+        root.apply(|part| {
+            uses += usize::from(part == expression);
+            Ok(TreeNodeRecursion::Continue)
+        })
+    })?;
+    Ok(uses)
+}
+
+/// `casts`: of what is compared with a constant. They go once the constant is known, and may not be taken out before, as
+/// common subexpressions are.
+fn compares_each_once(expression: &Expr, seen: &mut BTreeSet<String>, casts: &mut Vec<Expr>) -> Result<bool> {
+    let compares = match expression {
+        Expr::BinaryExpr(binary) => binary.op.supports_propagation(),
+        Expr::Between(_) | Expr::Like(_) => true,
+        Expr::Placeholder(_) => return Ok(false),
+        _ => false,
+    };
+    let (mut once, mut with_placeholder, mut of_columns) = (true, false, Vec::new());
+    expression.apply_children(|child| {
+        if compares && is_constant(child)? {
+            once &= adds_new_ones(child, seen)?;
+            with_placeholder |= has_placeholder(child)?;
+        } else {
+            once &= compares_each_once(child, seen, casts)?;
+            of_columns.extend(matches!(child, Expr::Cast(_) | Expr::TryCast(_)).then(|| child.clone()));
+        }
+        Ok(go_on_while(once))
+    })?;
+    if with_placeholder {
+        casts.extend(of_columns);
+    }
+    Ok(once)
+}
+
+/// Whether values make a constant of an expression.
+fn is_constant(expression: &Expr) -> Result<bool> {
+    let varies = expression.exists(|part| {
+        Ok(!matches!(
+            part,
+            Expr::Placeholder(_) | Expr::Literal(..) | Expr::Cast(_) | Expr::BinaryExpr(_) | Expr::Negative(_)
+        ))
+    })?;
+    Ok(!varies)
+}
+
+/// Whether none of the placeholders of an expression has been seen before.
+fn adds_new_ones(expression: &Expr, seen: &mut BTreeSet<String>) -> Result<bool> {
+    let mut new = true;
+    expression.apply(|part| {
+        if let Expr::Placeholder(placeholder) = part {
+            new &= seen.insert(placeholder.id.clone());
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(new)
+}
+
+/// The columns that the expressions of a node name, and whether one of its conditions is decided.
+fn columns_and_decided(node: &LogicalPlan) -> Result<(BTreeSet<Column>, bool)> {
+    let (mut columns, mut decided) = (BTreeSet::new(), false);
+    node.apply_expressions(|expression| {
+        columns.extend(expression.column_refs().into_iter().cloned());
+        decided |= split_conjunction(expression).into_iter().any(|part| matches!(part, Expr::Literal(..)));
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok((columns, decided))
 }
 
 /// Whether a subquery compares what it has aggregated with a placeholder, once for each row of the query around it. Where
@@ -175,6 +287,16 @@ fn has_placeholder(expression: &Expr) -> Result<bool> {
     expression.exists(|part| Ok(matches!(part, Expr::Placeholder(_))))
 }
 
+/// Whether one of the expressions of a node has a placeholder.
+fn node_has_placeholder(node: &LogicalPlan) -> Result<bool> {
+    let mut found = false;
+    node.apply_expressions(|expression| {
+        found |= has_placeholder(expression)?;
+        Ok(go_on_while(!found))
+    })?;
+    Ok(found)
+}
+
 fn with_types(plan: LogicalPlan, types: &BTreeMap<String, DataType>) -> Result<LogicalPlan> {
     let typed = plan.transform_up_with_subqueries(|node| {
         node.map_expressions(|expression| {
@@ -203,12 +325,14 @@ pub fn with_values(
     state: &SessionState,
 ) -> Result<LogicalPlan> {
     let simplify = SimplifyExpressions::new();
+    let mut holds = holds_for_all_values(&plan)?;
     let bound = plan.transform_up_with_subqueries(|node| {
+        if !node_has_placeholder(&node)? {
+            return Ok(Transformed::no(node));
+        }
         let names = NamePreserver::new(&node);
+        let (columns_before, _) = columns_and_decided(&node)?;
         let node = node.map_expressions(|expression| {
-            if !has_placeholder(&expression)? {
-                return Ok(Transformed::no(expression));
-            }
             let name = names.save(&expression);
             let bound = expression.transform_up(|part| match part {
                 Expr::Placeholder(Placeholder { id, .. }) => match values.get(&id) {
@@ -219,18 +343,16 @@ pub fn with_values(
             })?;
             Ok(bound.update_data(|expression| name.restore(expression)))
         })?;
-        match node.transformed {
-            true => Ok(Transformed::yes(simplify.rewrite(node.data, state)?.data)),
-            false => Ok(node),
-        }
+        let simplified = simplify.rewrite(node.data, state)?.data;
+        let (columns, decided) = columns_and_decided(&simplified)?;
+        holds &= !decided && columns == columns_before;
+        Ok(Transformed::yes(simplified))
     })?;
-    let is_late = |name: &str| RULES_FOR_VALUES.contains(&name) || RULES_ONCE_MORE.contains(&name);
-    let rules = state.optimizers().iter().filter(|rule| is_late(rule.name()));
-    Optimizer::with_rules(rules.cloned().collect()).optimize(bound.data, state, |_, _| {})
+    if holds { Ok(bound.data) } else { settle(bound.data, state) }
 }
 
-fn go_on_while(keepable: bool) -> TreeNodeRecursion {
-    if keepable { TreeNodeRecursion::Continue } else { TreeNodeRecursion::Stop }
+fn go_on_while(going: bool) -> TreeNodeRecursion {
+    if going { TreeNodeRecursion::Continue } else { TreeNodeRecursion::Stop }
 }
 
 fn reading(scan: TableScan, table: AubadeTable) -> LogicalPlan {
@@ -261,5 +383,38 @@ fn changes_with_time(expression: &Expr) -> bool {
     match expression {
         Expr::ScalarFunction(function) => function.func.signature().volatility == Volatility::Stable,
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::datatypes::Schema;
+    use datafusion::logical_expr::{LogicalPlanBuilder, cast, col, lit, placeholder, table_scan};
+
+    use super::*;
+
+    #[test]
+    fn conditions_with_a_constant_each_need_no_second_look() {
+        let fields = ["a", "b"].map(|name| Field::new(name, DataType::Int64, true));
+        let schema = Schema::new(fields.to_vec());
+        let holds = |condition: Expr| {
+            let plan = table_scan(Some("t"), &schema, None).and_then(|scan| scan.filter(condition)?.build());
+            holds_for_all_values(&plan.unwrap()).unwrap()
+        };
+        let one = || placeholder("$1");
+        assert!(holds(col("a").gt(one()).and(col("b").eq(placeholder("$2")))));
+        assert!(holds(col("a").between(one(), placeholder("$2") + lit(5)).or(col("b").not_eq(lit(3)))));
+        assert!(holds((col("a") + col("b")).lt(cast(one(), DataType::Int64))));
+        // The optimizer may take the same constant apart, and computes with others.
+        assert!(!holds(col("a").gt(one()).and(col("b").eq(one()))));
+        assert!(!holds((col("a") + one()).lt(lit(5))));
+        assert!(!holds(one()));
+        // What the cast of a column is compared with may be one of the type of the column.
+        let wide = || cast(col("b"), DataType::Float64);
+        assert!(holds(wide().gt(one())));
+        assert!(!holds(wide().gt(one()).and(wide().lt(placeholder("$2")))));
+        assert!(!holds(wide().between(one(), placeholder("$2")).and(wide().not_eq(col("a")))));
+        let projected = LogicalPlanBuilder::empty(true).project([one()]).and_then(LogicalPlanBuilder::build);
+        assert!(!holds_for_all_values(&projected.unwrap()).unwrap());
     }
 }

@@ -352,6 +352,46 @@ async fn scans_hear_of_the_keys_of_joins() {
     }
 }
 
+/// Facts with keys of days, as numbers, and of buyers; and these two tables.
+fn star() -> Vec<MemoryTable> {
+    let table = |name: &str, columns: Vec<(&str, Vec<i64>)>| {
+        let columns = columns.into_iter().map(|(name, values)| (name, Arc::new(Int64Array::from(values)) as ArrayRef));
+        MemoryTable::new(name, vec![RecordBatch::try_from_iter(columns).unwrap()])
+    };
+    let days: Vec<i64> = (1992..1999)
+        .flat_map(|year| (1..=12).flat_map(move |month| (1..=28).map(move |day| year * 10_000 + month * 100 + day)))
+        .collect();
+    let of_year: Vec<i64> = days.iter().copied().filter(|day| day / 10_000 == 1998).collect();
+    let facts = 0..20_000_i64;
+    vec![
+        table(
+            "facts",
+            vec![
+                ("f_day", facts.clone().map(|row| of_year[row as usize % of_year.len()]).collect()),
+                ("f_buyer", facts.clone().map(|row| row * 7 % 20_000).collect()),
+                ("f_sum", facts.collect()),
+            ],
+        ),
+        table("days", vec![("d_month", days.iter().map(|day| day / 100).collect()), ("d_day", days)]),
+        table("buyers", vec![("b_key", (0..20_000).collect()), ("b_region", (0..20_000).map(|key| key % 5).collect())]),
+    ]
+}
+
+#[tokio::test]
+async fn keys_of_the_small_tables_reach_the_facts_of_a_star_join() {
+    let tables = star();
+    let access = MemoryAccess::new(&tables);
+    let options = PlannerOptions { target_partitions: Some(2), batch_rows: None };
+    let planner = Planner::with_access(snapshot(&tables, &[]), access as _, &options);
+    let sql = "select d_month, sum(f_sum) from days, buyers, facts where f_day = d_day and f_buyer = b_key \
+               and d_day between 19980101 and 19981231 and b_region = 3 group by d_month";
+    let query = planner.plan(sql).await.unwrap();
+    let explain = query.explain();
+    let facts = explain.lines().find(|line| line.contains("table=public.facts")).unwrap();
+    assert!(facts.contains("join keys of f_day@0") && facts.contains("join keys of f_buyer@1"), "{explain}");
+    assert_eq!(run(&query).await.unwrap().iter().map(RecordBatch::num_rows).sum::<usize>(), 12);
+}
+
 /// The plan and the result of a query over orders and customers, with some settings.
 async fn with_settings(sql: &str, settings: &[(&str, &str)]) -> (String, Vec<String>) {
     let tables = tables();

@@ -7,7 +7,10 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, ArrowPrimitiveType, AsArray, BooleanArray, PrimitiveArray};
 use arrow::buffer::BooleanBuffer;
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, Decimal128Type, Int64Type, Schema};
+use arrow::datatypes::{
+    DataType, Date32Type, Decimal128Type, Int8Type, Int16Type, Int32Type, Int64Type, Schema, UInt8Type, UInt16Type,
+    UInt32Type,
+};
 use arrow::record_batch::RecordBatch;
 use datafusion::common::internal_datafusion_err;
 use datafusion::error::Result as DataFusionResult;
@@ -100,6 +103,34 @@ fn integers(keys: &dyn Array) -> DataFusionResult<PrimitiveArray<Int64Type>> {
         _ => arrow::array::make_array(keys.to_data()),
     };
     Ok(cast(&keys, &DataType::Int64)?.as_primitive::<Int64Type>().clone())
+}
+
+/// Which of `keys` have a bit. Keys as narrow as they are: making them 64-bit numbers first takes longer than asking.
+fn in_bitmap(first: i64, bits: &BooleanBuffer, keys: &dyn Array) -> DataFusionResult<BooleanBuffer> {
+    fn ask<T: ArrowPrimitiveType>(first: i64, bits: &BooleanBuffer, keys: &dyn Array) -> BooleanBuffer
+    where
+        i64: From<T::Native>,
+    {
+        let (bytes, offset, count) = (bits.values(), bits.offset(), bits.len() as u64);
+        primitive(keys.as_primitive::<T>(), |key| {
+            let bit = i64::from(key).wrapping_sub(first) as u64;
+            bit < count && {
+                // Within a buffer in memory.
+                let place = bit as usize + offset;
+                bytes.get(place / 8).is_some_and(|byte| byte >> (place % 8) & 1 == 1)
+            }
+        })
+    }
+    Ok(match keys.data_type() {
+        DataType::Int8 => ask::<Int8Type>(first, bits, keys),
+        DataType::Int16 => ask::<Int16Type>(first, bits, keys),
+        DataType::Int32 => ask::<Int32Type>(first, bits, keys),
+        DataType::Date32 => ask::<Date32Type>(first, bits, keys),
+        DataType::UInt8 => ask::<UInt8Type>(first, bits, keys),
+        DataType::UInt16 => ask::<UInt16Type>(first, bits, keys),
+        DataType::UInt32 => ask::<UInt32Type>(first, bits, keys),
+        _ => ask::<Int64Type>(first, bits, &integers(keys)?),
+    })
 }
 
 fn for_each<T: ?Sized>(values: impl Iterator<Item = Option<impl AsRef<T>>>, mut each: impl FnMut(&T)) {
@@ -212,14 +243,7 @@ impl KeySet {
         let kind = KeyKind::of(keys.data_type())
             .ok_or_else(|| internal_datafusion_err!("keys of type {} are in no set", keys.data_type()))?;
         let found = match (self, kind) {
-            (Self::Bitmap { first, bits }, KeyKind::Integer) => {
-                let keys = integers(keys)?;
-                let values = keys.values();
-                BooleanBuffer::collect_bool(values.len(), |index| {
-                    let bit = values.get(index).map_or(u64::MAX, |key| key.wrapping_sub(*first) as u64);
-                    bit < bits.len() as u64 && bits.value(bit as usize)
-                })
-            }
+            (Self::Bitmap { first, bits }, KeyKind::Integer) => in_bitmap(*first, bits, keys)?,
             (Self::Bitmap { .. }, _) => {
                 return Err(internal_datafusion_err!("a bitmap holds no keys of type {}", keys.data_type()));
             }
@@ -345,6 +369,7 @@ impl PhysicalExpr for Membership {
 #[cfg(test)]
 mod tests {
     use arrow::array::{Date32Array, Decimal128Array, Int32Array, Int64Array, StringViewArray};
+    use arrow::datatypes::TimeUnit;
 
     use super::*;
 
@@ -391,6 +416,33 @@ mod tests {
         check(Arc::clone(&dates) as _, Arc::new(Date32Array::from(vec![8_000, 8_001, 8_010])), &[true, false, true]);
         let narrow = Arc::new(Int32Array::from(vec![7]));
         check(narrow, Arc::new(Int64Array::from(vec![7, 8])), &[true, false]);
+    }
+
+    #[test]
+    fn a_bitmap_is_asked_with_keys_of_all_whole_types() {
+        let asked: ArrayRef = Arc::new(Int64Array::from(vec![Some(3), Some(4), None, Some(11), Some(100)]));
+        let types = [
+            DataType::Int8,
+            DataType::Int16,
+            DataType::Int32,
+            DataType::Int64,
+            DataType::UInt8,
+            DataType::UInt16,
+            DataType::UInt32,
+            DataType::Timestamp(TimeUnit::Second, None),
+        ];
+        let set = KeySet::build(&[Arc::new(Int64Array::from(vec![3, 11, 12]))]).unwrap().unwrap();
+        // As one that came in the middle of a message.
+        let KeySet::Bitmap { first, bits } = set else { panic!("{set}") };
+        let moved: BooleanBuffer = [true; 5].into_iter().chain(bits.iter()).collect();
+        let set = KeySet::Bitmap { first, bits: moved.slice(5, bits.len()) };
+        for data_type in types {
+            let found = set.contains(&cast(&asked, &data_type).unwrap()).unwrap();
+            let found: Vec<bool> = found.iter().map(Option::unwrap).collect();
+            assert_eq!(found, [true, false, false, true, false], "{data_type}");
+        }
+        let dates = Date32Array::from(vec![3, 4]);
+        assert_eq!(set.contains(&dates).unwrap().true_count(), 1);
     }
 
     #[test]

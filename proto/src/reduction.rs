@@ -143,6 +143,37 @@ impl Reduction {
         Ok(Self { having: Some(having), ..self.clone() })
     }
 
+    /// The same, with what `replace` gives for the arguments of its aggregates, which mean the same over rows of their
+    /// schema. An aggregate that depends on an order keeps its arguments.
+    ///
+    /// # Errors
+    /// Those of `replace`, and of making the operator anew.
+    pub fn with_arguments(
+        &self,
+        replace: impl Fn(Arc<dyn PhysicalExpr>, &Schema) -> Result<Arc<dyn PhysicalExpr>>,
+    ) -> Result<Self> {
+        let Some(aggregate) = self.plan.downcast_ref::<AggregateExec>() else { return Ok(self.clone()) };
+        let schema = aggregate.input().schema();
+        let functions = aggregate.aggr_expr().iter().map(|function| {
+            if !function.order_bys().is_empty() || function.is_reversed() {
+                return Ok(Arc::clone(function));
+            }
+            let arguments = function.expressions().into_iter().map(|argument| replace(argument, &schema));
+            let replaced = function.with_new_expressions(arguments.collect::<Result<_>>()?, Vec::new());
+            Ok(replaced.map_or_else(|| Arc::clone(function), Arc::new))
+        });
+        let functions: Vec<_> = functions.collect::<Result<_>>()?;
+        let plan = AggregateExec::try_new(
+            *aggregate.mode(),
+            aggregate.group_expr().clone(),
+            functions,
+            aggregate.filter_expr().to_vec(),
+            Arc::clone(aggregate.input()),
+            aggregate.input_schema(),
+        )?;
+        Ok(Self { plan: Arc::new(plan), ..self.clone() })
+    }
+
     /// What groups have to be like to be sent; see [`Reduction::with_having`].
     pub fn having(&self) -> Option<&Arc<dyn PhysicalExpr>> {
         self.having.as_ref()

@@ -4,9 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use arrow::array::{
-    Array, ArrayRef, AsArray, BooleanArray, BooleanBufferBuilder, GenericByteViewArray, RecordBatch, RecordBatchOptions,
-};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, GenericByteViewArray, RecordBatch, RecordBatchOptions};
 use arrow::buffer::{BooleanBuffer, Buffer};
 use arrow::compute::BatchCoalescer;
 use arrow::datatypes::{BinaryViewType, ByteViewType, DataType, SchemaRef, StringViewType};
@@ -16,7 +14,7 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReaderBuilder, RowSelection};
 
 use crate::limits::DECODED_ROWS;
-use crate::scan::{Footer, SegmentReader};
+use crate::scan::{Footer, SegmentReader, mask_of};
 
 /// One column of a segment: for each row group arrays of [`DECODED_ROWS`] rows, so that what is handed on of it weighs
 /// no more than a batch does elsewhere.
@@ -142,6 +140,11 @@ impl DecodedSegment {
         self.columns.remove(name)
     }
 
+    /// Rows of the whole segment.
+    pub fn rows_total(&self) -> u64 {
+        u64::try_from(self.footer.metadata.file_metadata().num_rows()).unwrap_or(0)
+    }
+
     /// Bytes of memory that its footer holds.
     pub fn footer_bytes(&self) -> usize {
         self.footer.metadata.memory_size()
@@ -174,18 +177,9 @@ impl DecodedSegment {
             let options = RecordBatchOptions::new().with_row_count(Some(DECODED_ROWS.min(rows - first)));
             parts.push_back(RecordBatch::try_new_with_options(Arc::clone(&schema), arrays, &options)?);
         }
-        let selected = selection.map(|selection| mask_of(selection, rows));
+        let selected = selection.map(|selection| mask_of(selection, rows).into_owned());
         Ok(DecodedRows::new(&schema, parts, selected, batch_rows.max(1)))
     }
-}
-
-fn mask_of(selection: &RowSelection, rows: usize) -> BooleanBuffer {
-    let mut mask = BooleanBufferBuilder::new(rows);
-    for selector in selection.iter() {
-        mask.append_n(selector.row_count.min(rows.saturating_sub(mask.len())), !selector.skip);
-    }
-    mask.append_n(rows.saturating_sub(mask.len()), false);
-    mask.finish()
 }
 
 /// Rows of a row group, a batch at a time: of as many rows as the Parquet reader makes them of, since where a reduction
@@ -288,7 +282,7 @@ mod tests {
             let part = numbers.slice(first, DECODED_ROWS.min(count - first));
             RecordBatch::try_new(Arc::clone(&schema) as SchemaRef, vec![Arc::new(part)]).unwrap()
         });
-        let selected = selection.map(|selection| mask_of(selection, count));
+        let selected = selection.map(|selection| mask_of(selection, count).into_owned());
         DecodedRows::new(&(Arc::clone(&schema) as SchemaRef), parts.collect(), selected, batch_rows)
             .map(|batch| batch.unwrap().column(0).as_primitive::<arrow::datatypes::Int64Type>().values().to_vec())
             .collect()

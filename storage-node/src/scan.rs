@@ -15,6 +15,8 @@
 
 mod bound;
 mod columns;
+mod decimal;
+mod faster;
 mod files;
 mod footer;
 mod group;
@@ -29,6 +31,7 @@ mod reduce;
 mod request;
 mod results;
 mod segment;
+mod selection;
 mod stages;
 mod step;
 #[cfg(test)]
@@ -50,6 +53,7 @@ pub use results::FragmentKey;
 use results::FragmentResults;
 pub(crate) use results::ResultCache;
 use segment::{STEP_TIME, SegmentScanner};
+pub(crate) use selection::mask_of;
 pub(crate) use stages::columns_of;
 use step::{Step, StepError};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -139,7 +143,8 @@ async fn run(
 /// What comes of the steps of a segment.
 enum Driven {
     Event(ScanEvent),
-    Reduced(Reduced),
+    /// Of segments that came one directly after the other.
+    Reduced(Vec<Reduced>),
 }
 
 /// The reader's side: the queue, then how it ended. A scan never looks complete when it is not.
@@ -256,7 +261,7 @@ impl Worker {
                     if let Some(results) = self.results(current.scan) {
                         results.add(current.scan.segment_id, &batches);
                     }
-                    self.ready.push_back(Driven::Reduced(Reduced { segment_index, batches, statistics }));
+                    self.reduced(Reduced { segment_index, batches, statistics });
                 }
                 Ok(Step::Done(statistics)) => {
                     self.ready.push_back(Driven::Event(ScanEvent::SegmentDone { segment_index, statistics }));
@@ -278,12 +283,19 @@ impl Worker {
         loop {
             let (segment_index, scan) = self.waiting.lock().pop_front()?;
             match self.kept(segment_index, scan) {
-                Some(kept) => self.ready.push_back(Driven::Reduced(kept)),
+                Some(kept) => self.reduced(kept),
                 None => {
                     let scanner = SegmentScanner::new(Arc::clone(&self.context), scan);
                     return Some(Current { segment_index, scan, scanner, memory: None });
                 }
             }
+        }
+    }
+
+    fn reduced(&mut self, reduced: Reduced) {
+        match self.ready.back_mut() {
+            Some(Driven::Reduced(before)) => before.push(reduced),
+            _ => self.ready.push_back(Driven::Reduced(vec![reduced])),
         }
     }
 

@@ -11,6 +11,7 @@ use aubade_proto::{ErrorCode, Result, ResultExt};
 use futures::stream::{self, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
@@ -64,21 +65,26 @@ impl AsyncWrite for CappedConnection {
     }
 }
 
-/// Accepted connections; past the cap, further ones wait in the listener's backlog.
-fn connections(env: Environment, listener: Box<dyn Listener>) -> impl Stream<Item = io::Result<CappedConnection>> {
+/// Accepted connections; past the cap, further ones wait in the listener's backlog. They linger once the node is
+/// `stopping`, since callers have to receive the errors that end their scans.
+fn connections(
+    env: Environment,
+    listener: Box<dyn Listener>,
+    stopping: CancellationToken,
+) -> impl Stream<Item = io::Result<CappedConnection>> {
     let slots = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
-    stream::unfold((env, listener, slots), |(env, listener, slots)| async move {
+    stream::unfold((env, listener, stopping, slots), |(env, listener, stopping, slots)| async move {
         let permit = Arc::clone(&slots).acquire_owned().await.ok()?;
         let connection = loop {
             match listener.accept().await {
-                Ok(connection) => break connection,
+                Ok(connection) => break connection.lingering(stopping.clone(), Arc::clone(&env.clock)),
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     env.clock.sleep(limits::ACCEPT_PAUSE).await;
                 }
             }
         };
-        Some((Ok(CappedConnection { connection, _permit: permit }), (env, listener, slots)))
+        Some((Ok(CappedConnection { connection, _permit: permit }), (env, listener, stopping, slots)))
     })
 }
 
@@ -110,8 +116,8 @@ pub async fn serve(node: StorageNode, listener: Box<dyn Listener>, tasks: &TaskG
     let service = StorageNodeServer::new(StorageService::new(node.clone()))
         .max_decoding_message_size(limits::DECODE_BYTES_MAX)
         .max_encoding_message_size(limits::ENCODE_BYTES_MAX);
-    let incoming = connections(node.environment().clone(), listener);
     let stopping = tasks.stopping();
+    let incoming = connections(node.environment().clone(), listener, stopping.clone());
     let stop = async move {
         stopping.cancelled().await;
         health.set_not_serving::<StorageNodeServer<StorageService>>().await;

@@ -76,7 +76,7 @@ impl Loader {
                 true
             });
         if source == Source::Any {
-            self.pool.loaded(wanted.segment.id);
+            self.pool.loaded(wanted);
         }
         (clock.now().saturating_sub(started), found_room)
     }

@@ -66,7 +66,7 @@ pub async fn serve_flight(
 
     let stopping = tasks.stopping();
     let stop = stopping.clone();
-    let incoming = connections(listener, sessions, Arc::clone(&clock), options.connections_max);
+    let incoming = connections(listener, sessions, Arc::clone(&clock), stopping.clone(), options.connections_max);
     let server = server_builder(&options)
         .add_service(health_service)
         .add_service(flight)
@@ -101,27 +101,33 @@ fn server_builder(options: &FlightOptions) -> Server {
         .max_frame_size(FRAME_BYTES)
 }
 
-/// Accepted connections, at most `connections_max` open at a time.
+/// Accepted connections, at most `connections_max` open at a time. They linger once the service is `stopping`, since
+/// their clients have to receive the error that ends their calls.
 fn connections(
     listener: Box<dyn Listener>,
     sessions: Arc<Sessions>,
     clock: Arc<dyn Clock>,
+    stopping: CancellationToken,
     connections_max: usize,
 ) -> impl Stream<Item = io::Result<OpenConnection>> {
     let places = Arc::new(Semaphore::new(connections_max.max(1)));
-    stream::unfold((listener, sessions, clock, places), |(listener, sessions, clock, places)| async move {
+    let state = (listener, sessions, clock, stopping, places);
+    stream::unfold(state, |(listener, sessions, clock, stopping, places)| async move {
         // The place is taken before the connection, so that further ones wait in the kernel's queue.
         let place = Arc::clone(&places).acquire_owned().await.ok()?;
         let accepted = listener.accept().await;
         let connection = match accepted {
-            Ok(connection) => Ok(OpenConnection { connection, sessions: Arc::clone(&sessions), _place: place }),
+            Ok(connection) => {
+                let connection = connection.lingering(stopping.clone(), Arc::clone(&clock));
+                Ok(OpenConnection { connection, sessions: Arc::clone(&sessions), _place: place })
+            }
             Err(error) => {
                 tracing::warn!(%error, "a connection was not accepted");
                 clock.sleep(ACCEPT_PAUSE).await;
                 Err(error)
             }
         };
-        Some((connection, (listener, sessions, clock, places)))
+        Some((connection, (listener, sessions, clock, stopping, places)))
     })
 }
 

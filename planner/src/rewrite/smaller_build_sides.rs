@@ -6,19 +6,25 @@ use arrow::datatypes::Schema;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{JoinType, Statistics};
-use datafusion::error::Result;
+use datafusion::error::{DataFusionError, Result};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
+use datafusion::physical_plan::filter::FilterExec;
 use datafusion::physical_plan::joins::HashJoinExec;
 use datafusion::physical_plan::projection::ProjectionExec;
 use datafusion::physical_plan::repartition::RepartitionExec;
 use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
 
+use crate::scan_exec::StorageScanExec;
+
 /// How many times larger the hashed side has to be: where both are about as large, a join stays as it is.
 const FACTOR: f64 = 2.0;
+/// How many times more a row of the result of a join counts beside one of a scan: with [`FACTOR`], the result stays the
+/// hashed side where it seems twice as small, and becomes it where it seems eight times as small.
+const DOUBT: f64 = 4.0;
 /// Bytes that a row costs beside its values: its place in the hash table, and what it is to be put there.
 const ROW_BYTES: f64 = 48.0;
 /// Bytes that a value without a fixed width is taken for.
@@ -30,6 +36,10 @@ const TEXT_BYTES: f64 = 24.0;
 /// and NOT EXISTS make them, the second one would hash a whole table. And of several keys it takes one for all, so that
 /// the join of a key of two columns seems to multiply rows. The side that is not hashed is cut down by the keys of the
 /// other, and a scan there sends so much less.
+///
+/// Of the result of a join less is known than of a scan: errors of estimates multiply (Ioannidis, Christodoulakis: On the
+/// Propagation of Errors in the Size of Join Results, SIGMOD 1991). So in a star join the small tables are hashed, whose
+/// keys then reach the scan of the large one, unless what is left of that seems much smaller.
 ///
 /// It comes directly after `join_selection`.
 #[derive(Debug)]
@@ -45,7 +55,7 @@ fn known_rows(statistics: &Statistics) -> Option<f64> {
 
 /// About how many rows a plan yields.
 fn rows(context: &StatisticsContext, plan: &Arc<dyn ExecutionPlan>) -> Result<Option<f64>> {
-    if plan.is::<ProjectionExec>() || plan.is::<RepartitionExec>() || plan.is::<CoalescePartitionsExec>() {
+    if hands_on(plan) {
         return plan.children().into_iter().next().map_or(Ok(None), |input| rows(context, input));
     }
     let known = known_rows(statistics(context, plan)?.as_ref());
@@ -85,6 +95,47 @@ fn cost(context: &StatisticsContext, plan: &Arc<dyn ExecutionPlan>) -> Result<Op
     Ok(rows(context, plan)?.map(|rows| rows * (ROW_BYTES + width(&plan.schema()))))
 }
 
+/// How much less the result of a join is to be believed than that of a scan of some rows of a table, if these are few
+/// enough to be hashed in one piece. Of a table that is read whole the keys would leave out nothing.
+fn doubt(context: &StatisticsContext, join: &HashJoinExec, rows_max: usize) -> Result<f64> {
+    let few = |plan| {
+        Ok::<_, DataFusionError>(selects(plan) && rows(context, plan)?.is_some_and(|rows| rows <= rows_max as f64))
+    };
+    Ok(if *join.join_type() != JoinType::Inner {
+        1.0
+    } else if joins(join.left()) && few(join.right())? {
+        DOUBT
+    } else if few(join.left())? && joins(join.right()) {
+        1.0 / DOUBT
+    } else {
+        1.0
+    })
+}
+
+fn joins(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    plan.is::<HashJoinExec>() || plan.children().into_iter().any(joins)
+}
+
+/// Whether a plan yields some rows of a table.
+fn selects(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    let (mut node, mut filtered) = (plan, false);
+    loop {
+        if let Some(scan) = node.downcast_ref::<StorageScanExec>() {
+            return filtered || scan.fragment().filter().is_some();
+        }
+        filtered |= node.is::<FilterExec>();
+        match node.children().into_iter().next() {
+            Some(input) if node.is::<FilterExec>() || hands_on(node) => node = input,
+            _ => return false,
+        }
+    }
+}
+
+/// Whether an operator yields the rows of its input.
+fn hands_on(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    plan.is::<ProjectionExec>() || plan.is::<RepartitionExec>() || plan.is::<CoalescePartitionsExec>()
+}
+
 fn width(schema: &Schema) -> f64 {
     schema
         .fields()
@@ -109,8 +160,9 @@ impl PhysicalOptimizerRule for SmallerBuildSides {
             }
             // It remembers plans by where they are in memory, so that it must not outlive a change of them.
             let context = StatisticsContext::new();
+            let doubt = doubt(&context, join, config.optimizer.hash_join_single_partition_threshold_rows)?;
             match (cost(&context, join.left())?, cost(&context, join.right())?) {
-                (Some(hashed), Some(other)) if hashed > other * FACTOR => {
+                (Some(hashed), Some(other)) if hashed * doubt > other * FACTOR => {
                     join.swap_inputs(*join.partition_mode()).map(Transformed::yes)
                 }
                 _ => Ok(Transformed::no(node)),

@@ -87,6 +87,12 @@ impl SegmentFiles {
         groups.iter().filter_map(|(index, _)| of_group(*index)).max().unwrap_or(0)
     }
 
+    /// The rows of a row group.
+    pub(super) fn group_rows(&self, group: usize) -> usize {
+        let rows = self.metadata.metadata().row_groups().get(group).map(RowGroupMetaData::num_rows);
+        rows.and_then(|rows| usize::try_from(rows).ok()).unwrap_or(0)
+    }
+
     /// A reader of `columns` for the selected rows of a row group, with their pages in memory.
     pub(super) fn reader(
         &self,

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, BooleanArray, BooleanBufferBuilder, RecordBatch, RecordBatchOptions};
-use arrow::compute::{concat, filter};
+use arrow::compute::concat;
 use aubade_proto::{Error, Result, ScanStatistics};
 use parquet::arrow::arrow_reader::RowSelection;
 
 use super::files::{ColumnReader, SegmentFiles};
 use super::plan::FragmentPlan;
 use super::prune::GroupAccess;
+use super::selection::{filtered, mask_of, narrowed};
 use super::stages::FilterStage;
 use super::step::{StepError, StepResult, fragment, segment};
 
@@ -179,8 +180,9 @@ impl StagedGroup<'_> {
             if survivors == 0 {
                 continue;
             }
-            for (part, array) in parts.iter_mut().zip(fragment(piece.columns(&carried))?) {
-                let array = if survivors == pass.len() { array } else { fragment(filtered(&array, &pass))? };
+            let columns = fragment(piece.columns(&carried))?;
+            let columns = if survivors == pass.len() { columns } else { fragment(filtered(columns, &pass))? };
+            for (part, array) in parts.iter_mut().zip(columns) {
                 part.push(array);
             }
         }
@@ -189,11 +191,20 @@ impl StagedGroup<'_> {
             for (column, part) in carried.into_iter().zip(parts) {
                 self.kept.columns.push((column, fragment(joined(&part))?));
             }
-            let mask = RowSelection::from_boolean_buffer(mask.finish());
-            self.selection = Some(match self.selection.take() {
-                Some(before) => before.and_then(&mask),
-                None => mask,
-            });
+            let passed = mask.finish();
+            let mask = match self.selection.take() {
+                Some(before) => {
+                    let before = mask_of(&before, self.files.group_rows(self.group));
+                    if before.count_set_bits() != passed.len() {
+                        return Err(StepError::Fragment(Error::internal(
+                            "a row group has other rows than were asked for",
+                        )));
+                    }
+                    narrowed(&before, &passed)
+                }
+                None => passed,
+            };
+            self.selection = Some(RowSelection::from_boolean_buffer(mask));
         }
         Ok((asked, passed))
     }
@@ -219,10 +230,6 @@ impl StagedGroup<'_> {
         let stages = rest.iter().map(|(index, _)| *index).collect();
         Ok(GroupReading { reader, columns, kept: self.kept, offset: 0, stages, counted, asked: 0, passed: 0 })
     }
-}
-
-fn filtered(array: &ArrayRef, mask: &BooleanArray) -> Result<ArrayRef> {
-    Ok(filter(array.as_ref(), mask)?)
 }
 
 fn joined(parts: &[ArrayRef]) -> Result<ArrayRef> {

@@ -10,7 +10,6 @@ use arrow::array::{Array, ArrayAccessor, AsArray, BooleanArray, RecordBatch};
 use arrow::buffer::BooleanBuffer;
 use arrow::datatypes::{DataType, Schema};
 use datafusion::common::internal_datafusion_err;
-use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::error::Result;
 use datafusion::logical_expr::ColumnarValue;
 use datafusion::physical_expr::PhysicalExpr;
@@ -19,17 +18,6 @@ use parking_lot::Mutex;
 use regex_automata::Input;
 use regex_automata::meta::{Cache, Regex};
 use regex_automata::util::syntax;
-
-/// `expression` with what can be asked faster replaced; it means the same.
-pub(super) fn faster(expression: Arc<dyn PhysicalExpr>) -> Result<Arc<dyn PhysicalExpr>> {
-    let replaced = expression.transform_up(|part| {
-        Ok(match CompiledLike::of(&part) {
-            Some(compiled) => Transformed::yes(Arc::new(compiled) as Arc<dyn PhysicalExpr>),
-            None => Transformed::no(part),
-        })
-    });
-    replaced.map(|replaced| replaced.data)
-}
 
 /// A pattern, compiled when it is first asked.
 #[derive(Debug)]
@@ -85,7 +73,7 @@ fn escaped(text: &str) -> String {
 
 /// A [`LikeExpr`] with its pattern compiled.
 #[derive(Clone, Debug)]
-struct CompiledLike {
+pub(super) struct CompiledLike {
     like: Arc<dyn PhysicalExpr>,
     text: Arc<dyn PhysicalExpr>,
     negated: bool,
@@ -93,7 +81,8 @@ struct CompiledLike {
 }
 
 impl CompiledLike {
-    fn of(expression: &Arc<dyn PhysicalExpr>) -> Option<Self> {
+    /// `None` where `expression` is another one, or arrow is as fast.
+    pub(super) fn of(expression: &Arc<dyn PhysicalExpr>) -> Option<Self> {
         let like = expression.downcast_ref::<LikeExpr>().filter(|like| !like.case_insensitive())?;
         let pattern = like.pattern().downcast_ref::<Literal>()?.value().try_as_str()??;
         let pattern = Arc::new(Pattern::of(pattern)?);
@@ -180,6 +169,7 @@ mod tests {
     use datafusion::physical_expr::expressions::{Column, lit};
     use datafusion::scalar::ScalarValue;
 
+    use super::super::faster::faster;
     use super::*;
 
     const TEXTS: [Option<&str>; 13] = [
@@ -232,7 +222,7 @@ mod tests {
                 let batch = RecordBatch::try_new(schema, vec![Arc::clone(array)]).unwrap();
                 let column = Arc::new(Column::new("t", 0));
                 let like: Arc<dyn PhysicalExpr> = Arc::new(LikeExpr::new(negated, false, column, lit(literal.clone())));
-                let asked = faster(Arc::clone(&like)).unwrap();
+                let asked = faster(Arc::clone(&like), &batch.schema()).unwrap();
                 assert_eq!(asked.is::<CompiledLike>(), compiled, "{pattern}");
                 assert!(asked.downcast_ref::<CompiledLike>().is_none_or(|like| like.pattern.regex().is_some()));
                 let rows = batch.num_rows();

@@ -6,6 +6,7 @@
 //! grown large or the request has no more segments. The work is done on the CPU pool, one piece at
 //! a time; the task of the scan waits for it, and so do the segments that come next.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
@@ -14,6 +15,7 @@ use tokio::sync::mpsc;
 
 use super::operator::{Operator, Polled};
 use super::request::ScanContext;
+use super::segment::STEP_TIME;
 use crate::limits::MERGED_BYTES_MAX;
 
 /// All reduced rows of a segment.
@@ -40,17 +42,26 @@ impl Merger {
         Self { context, tx, bytes_max: MERGED_BYTES_MAX, segments: Vec::new(), first: Vec::new(), operator: None }
     }
 
-    /// Takes in the rows of a segment.
-    pub(crate) async fn add(&mut self, reduced: Reduced) -> Result<()> {
-        self.segments.push((reduced.segment_index, reduced.statistics));
-        if self.segments.len() == 1 {
-            self.first = reduced.batches;
-        } else {
-            let mut batches = std::mem::take(&mut self.first);
-            batches.extend(reduced.batches);
-            self.fold(batches).await?;
+    /// Takes in the rows of some segments.
+    pub(crate) async fn add(&mut self, reduced: Vec<Reduced>) -> Result<()> {
+        let mut waiting = VecDeque::from(reduced);
+        loop {
+            if self.segments.is_empty()
+                && let Some(reduced) = waiting.pop_front()
+            {
+                self.segments.push((reduced.segment_index, reduced.statistics));
+                self.first = reduced.batches;
+            }
+            if !waiting.is_empty() {
+                waiting = self.fold(waiting).await?;
+            }
+            if self.held_bytes() > self.bytes_max {
+                self.send().await?;
+            }
+            if waiting.is_empty() {
+                return Ok(());
+            }
         }
-        if self.held_bytes() > self.bytes_max { self.send().await } else { Ok(()) }
     }
 
     /// Sends what is held, and starts again.
@@ -74,36 +85,44 @@ impl Merger {
         first.saturating_add(self.operator.as_ref().map_or(0, Operator::memory_bytes))
     }
 
-    async fn fold(&mut self, batches: Vec<RecordBatch>) -> Result<()> {
-        if batches.is_empty() {
-            return Ok(());
-        }
-        let (context, operator) = (Arc::clone(&self.context), self.operator.take());
+    /// Merges the rows of segments for about the time of a step, or until they have become many: for small segments changing
+    /// threads would cost more than merging does. Gives back the segments that are left.
+    async fn fold(&mut self, mut waiting: VecDeque<Reduced>) -> Result<VecDeque<Reduced>> {
+        let (context, bytes_max) = (Arc::clone(&self.context), self.bytes_max);
+        let (mut operator, mut first) = (self.operator.take(), std::mem::take(&mut self.first));
         let work = move || {
             let reductions = context.reductions.as_ref();
             let reductions = reductions.ok_or_else(|| Error::internal("rows are merged that were not reduced"))?;
-            let mut operator = match operator {
-                Some(operator) => operator,
-                None => reductions.merge_operator()?,
-            };
-            let mut early = Vec::new();
-            for batch in batches {
-                operator.push(batch)?;
-                while let Polled::Batch(batch) = operator.poll()? {
-                    early.push(batch);
+            let (mut early, mut segments) = (Vec::new(), Vec::new());
+            let started = context.clock.now();
+            while operator.as_ref().map_or(0, Operator::memory_bytes) <= bytes_max
+                && (segments.is_empty() || context.clock.now().saturating_sub(started) < STEP_TIME)
+                && let Some(reduced) = waiting.pop_front()
+            {
+                segments.push((reduced.segment_index, reduced.statistics));
+                for batch in first.drain(..).chain(reduced.batches) {
+                    let merging = match &mut operator {
+                        Some(operator) => operator,
+                        None => operator.insert(reductions.merge_operator()?),
+                    };
+                    merging.push(batch)?;
+                    while let Polled::Batch(batch) = merging.poll()? {
+                        early.push(batch);
+                    }
+                }
+                if let Some(merging) = operator.as_ref().filter(|_| reductions.shares_bound()) {
+                    context.set_shared_bound(merging.bound());
                 }
             }
-            if reductions.shares_bound() {
-                context.set_shared_bound(operator.bound());
-            }
-            Ok::<_, Error>((operator, early))
+            Ok::<_, Error>((operator, segments, early, waiting))
         };
-        let (operator, early) = self.context.cpu.run(&self.context.cpu_use, work).await??;
-        self.operator = Some(operator);
+        let (operator, segments, early, waiting) = self.context.cpu.run(&self.context.cpu_use, work).await??;
+        self.operator = operator;
+        self.segments.extend(segments);
         for batch in early {
             self.send_event(ScanEvent::Merged { batch, wire_bytes: 0 }).await;
         }
-        Ok(())
+        Ok(waiting)
     }
 
     async fn drain(&mut self, mut operator: Operator) -> Result<()> {

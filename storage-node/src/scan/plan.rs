@@ -16,6 +16,7 @@ use aubade_proto::{Fragment, Result};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::utils::reassign_expr_columns;
 
+use super::faster::faster;
 use super::stages::{FilterStage, columns_of, stages_of};
 
 /// The decoding plan of a fragment; the same for all segments.
@@ -47,7 +48,10 @@ impl FragmentPlan {
         let projected: Vec<_> = projected.collect();
         let output_columns = columns_of(&projected, scan_schema)?;
         let input_schema = Arc::new(scan_schema.project(&output_columns)?);
-        let projection = projected.iter().map(|column| Ok(reassign_expr_columns(Arc::clone(column), &input_schema)?));
+        let over_input = |column: &Arc<dyn PhysicalExpr>| {
+            Ok(faster(reassign_expr_columns(Arc::clone(column), &input_schema)?, &input_schema)?)
+        };
+        let projection = projected.iter().map(over_input);
         let projection = projection.collect::<Result<Vec<_>>>()?;
         let stages = fragment.filter().map_or_else(|| Ok(Vec::new()), |filter| stages_of(filter, scan_schema))?;
         let filter_columns: BTreeSet<usize> = stages.iter().flat_map(|stage| &stage.columns).copied().collect();

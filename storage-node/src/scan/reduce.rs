@@ -17,6 +17,7 @@ use arrow::datatypes::{ByteViewType, DataType, SchemaRef};
 use aubade_proto::{Reduction, ReductionKind, Result};
 use datafusion::physical_expr::PhysicalExpr;
 
+use super::faster::faster;
 use super::operator::{Operator, OperatorSettings, Polled};
 use super::output::{Progress, RowLimit};
 use crate::limits::{HAVING_BYTES_MAX, MERGE_BYTES_MAX, MERGE_ROWS_MAX, REDUCTION_BYTES_MAX, SHARED_BOUND_ROWS_MAX};
@@ -30,6 +31,7 @@ pub(crate) struct Reductions {
 impl Reductions {
     pub(crate) fn new(reduction: Reduction, batch_rows: usize) -> Result<Self> {
         let settings = OperatorSettings::new(batch_rows, reduction.having().is_some())?;
+        let reduction = reduction.with_arguments(|argument, schema| Ok(faster(argument, schema)?))?;
         Ok(Self { reduction, settings })
     }
 

@@ -7,8 +7,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, BooleanBufferBuilder, RecordBatch, RecordBatchOptions};
-use arrow::compute::{and, filter, prep_null_mask_filter};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, RecordBatchOptions};
+use arrow::compute::{and, prep_null_mask_filter};
 use arrow::datatypes::{DataType, SchemaRef};
 use aubade_proto::{Error, ErrorCode, Membership, Result};
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
@@ -19,7 +19,8 @@ use datafusion::physical_expr::expressions::{
 use datafusion::physical_expr::utils::{collect_columns, conjunction, reassign_expr_columns};
 use datafusion::physical_expr::{PhysicalExpr, split_conjunction};
 
-use super::like::faster;
+use super::faster::faster;
+use super::selection::{filtered, narrowed};
 
 /// Stages of conjuncts that cannot fail, at most: each costs a pass over what the ones before left.
 const STAGES_MAX: usize = 4;
@@ -57,7 +58,7 @@ impl FilterStage {
         let schema = Arc::new(scan_schema.project(&columns)?);
         let best_effort = split_conjunction(&expression).iter().all(|conjunct| conjunct.is::<Membership>());
         let can_fail = can_fail(&expression)?;
-        let expression = faster(reassign_expr_columns(expression, &schema)?)?;
+        let expression = faster(reassign_expr_columns(expression, &schema)?, &schema)?;
         Ok(Self { expression, schema, columns, best_effort, can_fail })
     }
 
@@ -80,14 +81,8 @@ impl FilterStage {
         if !self.can_fail && kept as f64 >= FEW * before.len() as f64 {
             return Ok(and(before, &self.evaluate(columns, before.len())?)?);
         }
-        let columns = columns.iter().map(|column| filter(column, before)).collect::<Result<Vec<_>, _>>()?;
-        let passed = self.evaluate(columns, kept)?;
-        let mut mask = BooleanBufferBuilder::new(before.len());
-        mask.append_n(before.len(), false);
-        for (index, position) in before.values().set_indices().enumerate() {
-            mask.set_bit(position, passed.value(index));
-        }
-        Ok(BooleanArray::new(mask.finish(), None))
+        let passed = self.evaluate(filtered(columns, before)?, kept)?;
+        Ok(BooleanArray::new(narrowed(before.values(), passed.values()), None))
     }
 }
 

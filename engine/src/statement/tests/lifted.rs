@@ -204,6 +204,8 @@ async fn a_shared_plan_is_the_plan_of_the_text() {
     let others = [
         "SELECT l_orderkey FROM lineitem WHERE l_linenumber BETWEEN 2 AND 3",
         "SELECT l_orderkey FROM lineitem WHERE l_orderkey > 5 AND l_linenumber > 5 AND l_quantity + 5 > 7",
+        "SELECT l_orderkey FROM lineitem WHERE l_tax * l_discount > 0.01 AND l_tax * l_discount < 0.02 OR l_tax > 1",
+        "SELECT l_orderkey FROM lineitem WHERE l_quantity > 5 AND l_linenumber BETWEEN 1 AND 0",
         "SELECT o_orderkey FROM orders JOIN customer ON o_custkey = c_custkey WHERE 1 = 0",
         "SELECT o_orderkey FROM orders LEFT JOIN customer ON o_custkey = c_custkey AND c_name = 'x' WHERE c_acctbal > 5",
         "SELECT count(*) FROM (SELECT o_custkey, count(*) AS n FROM orders GROUP BY o_custkey) WHERE n > 5",
