@@ -373,7 +373,7 @@ fn star() -> Vec<MemoryTable> {
             ],
         ),
         table("days", vec![("d_month", days.iter().map(|day| day / 100).collect()), ("d_day", days)]),
-        table("buyers", vec![("b_key", (0..20_000).collect()), ("b_region", (0..20_000).map(|key| key % 5).collect())]),
+        table("buyers", vec![("b_key", (0..20_000).collect()), ("b_region", (0..20_000).map(|key| key % 4).collect())]),
     ]
 }
 

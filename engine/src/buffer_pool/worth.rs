@@ -6,9 +6,10 @@ use arrow::datatypes::{DataType, Schema};
 const HALF_LIFE_SCANS: f64 = 1_024.0;
 /// How many times more than what is there a column has to be worth to come in its place: loading it costs as well, and
 /// those that are worth about the same would take turns.
-const LEAD: f64 = 1.5;
-/// Scans that the mean of what a scan costs goes back over.
-const COSTS: f64 = 32.0;
+const LEAD: f64 = 2.0;
+/// Segments that the mean of what a scan of one costs goes back over: a query scans dozens, of which all take longer where
+/// one does.
+const COSTS: f64 = 512.0;
 /// About what a storage node decodes in a microsecond.
 const DECODED_BYTES_PER_MICRO: f64 = 1_000.0;
 /// Bytes that a value of a type without a fixed width is thought to take beside its view.
@@ -185,7 +186,7 @@ mod tests {
     #[test]
     fn what_is_there_has_a_lead() {
         let worth = |cost| used(cost, &[10]).taking(1000);
-        let (there, more, much_more) = (worth(8.0), worth(11.0), worth(13.0));
+        let (there, more, much_more) = (worth(8.0), worth(15.0), worth(17.0));
         assert!(more.rank() > there.rank() && more.claim() < there.rank());
         assert!(much_more.claim() > there.rank());
         let mut counted = Worth::new(1000, BufferPoolPolicy::LeastFrequentlyUsed);
