@@ -54,8 +54,7 @@ async fn every_aggregate_equals_that_of_a_plain_run() {
         "SELECT kind, count(price), grouping(kind) FROM t GROUP BY ROLLUP (kind)",
         "SELECT id % 10, upper(kind), sum(id) FROM t GROUP BY id % 10, upper(kind)",
         "SELECT bool_and(key < 10), median(key), approx_distinct(kind) FROM t",
-        "SELECT kind, sum(CAST(id AS DECIMAL(15, 2)) * (1 - CAST(key AS DECIMAL(15, 2)))), \
-         count(DISTINCT CAST(key AS DECIMAL(15, 2)) + 0.5) FROM t GROUP BY kind",
+        "SELECT kind, sum(CAST(id AS DECIMAL(15, 2)) * (1 - CAST(key AS DECIMAL(15, 2)))) FROM t GROUP BY kind",
         "SELECT DISTINCT kind FROM t",
         "SELECT id, count(price) FROM t GROUP BY id",
         "SELECT comment, max(price) FROM t GROUP BY comment",
