@@ -373,7 +373,12 @@ fn star() -> Vec<MemoryTable> {
             ],
         ),
         table("days", vec![("d_month", days.iter().map(|day| day / 100).collect()), ("d_day", days)]),
-        table("buyers", vec![("b_key", (0..20_000).collect()), ("b_region", (0..20_000).map(|key| key % 4).collect())]),
+        table(
+            "buyers",
+            ["b_key", "b_region", "b_1", "b_2", "b_3", "b_4"]
+                .map(|name| (name, (0..20_000).map(|key| if name == "b_region" { key % 5 } else { key }).collect()))
+                .into(),
+        ),
     ]
 }
 
@@ -383,7 +388,7 @@ async fn keys_of_the_small_tables_reach_the_facts_of_a_star_join() {
     let access = MemoryAccess::new(&tables);
     let options = PlannerOptions { target_partitions: Some(2), batch_rows: None };
     let planner = Planner::with_access(snapshot(&tables, &[]), access as _, &options);
-    let sql = "select d_month, sum(f_sum) from days, buyers, facts where f_day = d_day and f_buyer = b_key \
+    let sql = "select d_month, sum(f_sum + b_1 + b_2 + b_3 + b_4) from days, buyers, facts where f_day = d_day and f_buyer = b_key \
                and d_day between 19980101 and 19981231 and b_region = 3 group by d_month";
     let query = planner.plan(sql).await.unwrap();
     let explain = query.explain();
