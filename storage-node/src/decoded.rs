@@ -1,12 +1,12 @@
 //! Columns of segments, decoded and in memory: what a buffer pool keeps, and what fragments run over in its stead.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque, vec_deque};
 use std::fmt::Debug;
+use std::iter::Map;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, GenericByteViewArray, RecordBatch, RecordBatchOptions};
+use arrow::array::{Array, ArrayRef, AsArray, GenericByteViewArray, RecordBatch, RecordBatchOptions};
 use arrow::buffer::{BooleanBuffer, Buffer};
-use arrow::compute::BatchCoalescer;
 use arrow::datatypes::{BinaryViewType, ByteViewType, DataType, SchemaRef, StringViewType};
 use arrow::error::ArrowError;
 use aubade_proto::{Error, ErrorCode, Result, SegmentId};
@@ -14,7 +14,7 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReaderBuilder, RowSelection};
 
 use crate::limits::DECODED_ROWS;
-use crate::scan::{Footer, SegmentReader, mask_of};
+use crate::scan::{Footer, SegmentReader, SelectedRows, mask_of};
 
 /// One column of a segment: for each row group arrays of [`DECODED_ROWS`] rows, so that what is handed on of it weighs
 /// no more than a batch does elsewhere.
@@ -184,15 +184,16 @@ impl DecodedSegment {
 
 /// Rows of a row group, a batch at a time: of as many rows as the Parquet reader makes them of, since where a reduction
 /// begins to send depends on it.
-pub(crate) struct DecodedRows {
-    /// Of [`DECODED_ROWS`] rows each, but for the last.
-    parts: VecDeque<RecordBatch>,
-    /// Of the rows of `parts`.
-    selected: Option<BooleanBuffer>,
-    batch_rows: usize,
-    /// Cuts batches to their size, where parts of parts do not do.
-    coalescer: Option<BatchCoalescer>,
+pub(crate) enum DecodedRows {
+    /// Parts of parts, from parts of [`DECODED_ROWS`] rows each, but for the last.
+    Whole {
+        parts: VecDeque<RecordBatch>,
+        batch_rows: usize,
+    },
+    Selected(SelectedRows<Parts>),
 }
+
+type Parts = Map<vec_deque::IntoIter<RecordBatch>, fn(RecordBatch) -> Result<RecordBatch, ArrowError>>;
 
 impl DecodedRows {
     fn new(
@@ -203,45 +204,11 @@ impl DecodedRows {
     ) -> Self {
         let all = selected.as_ref().is_none_or(|selected| selected.count_set_bits() == selected.len());
         let selected = selected.filter(|_| !all);
-        let coalesces = selected.is_some() || !DECODED_ROWS.is_multiple_of(batch_rows);
-        let coalescer = coalesces.then(|| BatchCoalescer::new(Arc::clone(schema), batch_rows));
-        Self { parts, selected, batch_rows, coalescer }
-    }
-
-    /// The next rows of the first part, whole or in part.
-    fn next_slice(&mut self) -> Option<RecordBatch> {
-        let part = self.parts.front_mut()?;
-        if part.num_rows() <= self.batch_rows {
-            return self.parts.pop_front();
+        if selected.is_none() && DECODED_ROWS.is_multiple_of(batch_rows) {
+            return Self::Whole { parts, batch_rows };
         }
-        let batch = part.slice(0, self.batch_rows);
-        *part = part.slice(self.batch_rows, part.num_rows() - self.batch_rows);
-        Some(batch)
-    }
-
-    fn next_coalesced(&mut self) -> Result<Option<RecordBatch>, ArrowError> {
-        let Some(coalescer) = &mut self.coalescer else { return Ok(None) };
-        loop {
-            if let Some(batch) = coalescer.next_completed_batch() {
-                return Ok(Some(batch));
-            }
-            let Some(part) = self.parts.pop_front() else {
-                coalescer.finish_buffered_batch()?;
-                return Ok(coalescer.next_completed_batch());
-            };
-            let Some(selected) = &mut self.selected else {
-                coalescer.push_batch(part)?;
-                continue;
-            };
-            let rows = part.num_rows();
-            let mask = selected.slice(0, rows);
-            *selected = selected.slice(rows, selected.len() - rows);
-            match mask.count_set_bits() {
-                0 => {}
-                count if count == rows => coalescer.push_batch(part)?,
-                _ => coalescer.push_batch_with_filter(part, &BooleanArray::new(mask, None))?,
-            }
-        }
+        let parts: Parts = parts.into_iter().map(Ok);
+        Self::Selected(SelectedRows::new(Arc::clone(schema), parts, selected, batch_rows))
     }
 }
 
@@ -249,10 +216,17 @@ impl Iterator for DecodedRows {
     type Item = Result<RecordBatch, ArrowError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        match self.coalescer {
-            Some(_) => self.next_coalesced().transpose(),
-            None => self.next_slice().map(Ok),
+        let (parts, batch_rows) = match self {
+            Self::Selected(rows) => return rows.next(),
+            Self::Whole { parts, batch_rows } => (parts, *batch_rows),
+        };
+        let part = parts.front_mut()?;
+        if part.num_rows() <= batch_rows {
+            return parts.pop_front().map(Ok);
         }
+        let batch = part.slice(0, batch_rows);
+        *part = part.slice(batch_rows, part.num_rows() - batch_rows);
+        Some(Ok(batch))
     }
 }
 

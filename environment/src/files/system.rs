@@ -2,7 +2,6 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -29,8 +28,17 @@ impl ReadFile for SystemReadFile {
         if offset.checked_add(length as u64).is_none_or(|end| end > self.length_bytes) {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let mut buffer = vec![0_u8; length];
-        self.file.read_exact_at(&mut buffer, offset)?;
+        // Not zeroed first: whole columns are read at a time.
+        let mut buffer = Vec::with_capacity(length);
+        while buffer.len() < length {
+            let position = offset + buffer.len() as u64;
+            match rustix::io::pread(&self.file, rustix::buffer::spare_capacity(&mut buffer), position) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        buffer.truncate(length);
         Ok(Bytes::from(buffer))
     }
 }

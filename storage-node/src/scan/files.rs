@@ -3,12 +3,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::array::{RecordBatch, RecordBatchReader};
 use arrow::error::ArrowError;
 use aubade_proto::SegmentScan;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder, RowSelection,
+    RowSelectionPolicy,
 };
 use parquet::file::metadata::RowGroupMetaData;
 
@@ -17,6 +18,7 @@ use super::plan::FragmentPlan;
 use super::prune::GroupAccess;
 use super::reader::SegmentReader;
 use super::request::{OpenSegment, ScanContext};
+use super::selection::{Access, SelectedRows};
 use super::step::{StepResult, segment};
 use crate::decoded::{DecodedRows, DecodedSegment};
 
@@ -35,6 +37,8 @@ pub(super) struct SegmentFiles {
 /// Rows of some columns of a row group.
 pub(super) enum ColumnReader {
     Parquet(ParquetRecordBatchReader),
+    /// Scattered rows.
+    Scattered(SelectedRows<ParquetRecordBatchReader>),
     Decoded(DecodedRows),
 }
 
@@ -44,6 +48,7 @@ impl Iterator for ColumnReader {
     fn next(&mut self) -> Option<Self::Item> {
         match self {
             Self::Parquet(reader) => reader.next(),
+            Self::Scattered(rows) => rows.next(),
             Self::Decoded(rows) => rows.next(),
         }
     }
@@ -106,17 +111,26 @@ impl SegmentFiles {
                 decoded.rows(group, &roots, selection.as_ref(), self.batch_rows).map(ColumnReader::Decoded),
             );
         }
+        let access = selection.map(|selection| Access::to(&selection, self.group_rows(group)));
+        let decoded = access.as_ref().map(|access| &access.decoded);
         let mask = self.columns.mask(self.metadata.metadata(), columns);
-        let ranges = self.page_ranges(group, &mask, selection.as_ref());
+        let ranges = self.page_ranges(group, &mask, decoded);
         let reader = segment(self.reader.load(ranges))?;
         let mut builder = ParquetRecordBatchReaderBuilder::new_with_metadata(reader, self.metadata.clone())
             .with_row_groups(vec![group])
             .with_projection(mask)
             .with_batch_size(self.batch_rows);
-        if let Some(selection) = selection {
-            builder = builder.with_row_selection(selection);
+        if let Some(decoded) = decoded {
+            builder =
+                builder.with_row_selection(decoded.clone()).with_row_selection_policy(RowSelectionPolicy::Selectors);
         }
-        segment(builder.build().map(ColumnReader::Parquet).map_err(|error| self.reader.explain(error)))
+        let reader = segment(builder.build().map_err(|error| self.reader.explain(error)))?;
+        Ok(match access.and_then(|access| access.wanted) {
+            Some(wanted) => {
+                ColumnReader::Scattered(SelectedRows::new(reader.schema(), reader, Some(wanted), self.batch_rows))
+            }
+            None => ColumnReader::Parquet(reader),
+        })
     }
 
     /// The bytes of the pages that hold selected rows.

@@ -18,6 +18,7 @@ use aubade_proto::{Reduction, ReductionKind, Result};
 use datafusion::physical_expr::PhysicalExpr;
 
 use super::faster::faster;
+use super::few_groups::{FewGroups, FewGroupsPlan};
 use super::operator::{Operator, OperatorSettings, Polled};
 use super::output::{Progress, RowLimit};
 use crate::limits::{HAVING_BYTES_MAX, MERGE_BYTES_MAX, MERGE_ROWS_MAX, REDUCTION_BYTES_MAX, SHARED_BOUND_ROWS_MAX};
@@ -26,13 +27,16 @@ use crate::limits::{HAVING_BYTES_MAX, MERGE_BYTES_MAX, MERGE_ROWS_MAX, REDUCTION
 pub(crate) struct Reductions {
     pub(crate) reduction: Reduction,
     pub(crate) settings: OperatorSettings,
+    few_groups: Option<FewGroupsPlan>,
+    batch_rows: usize,
 }
 
 impl Reductions {
     pub(crate) fn new(reduction: Reduction, batch_rows: usize) -> Result<Self> {
         let settings = OperatorSettings::new(batch_rows, reduction.having().is_some())?;
         let reduction = reduction.with_arguments(|argument, schema| Ok(faster(argument, schema)?))?;
-        Ok(Self { reduction, settings })
+        let few_groups = FewGroupsPlan::of(&reduction);
+        Ok(Self { reduction, settings, few_groups, batch_rows: batch_rows.max(1) })
     }
 
     fn operator(&self, input_schema: &SchemaRef) -> Result<Operator> {
@@ -104,6 +108,8 @@ fn compact_views<T: ByteViewType>(views: &GenericByteViewArray<T>) -> (ArrayRef,
 struct Reducer {
     reductions: Arc<Reductions>,
     input_schema: SchemaRef,
+    /// Takes the rows before there is an operator, for as long as it can.
+    few_groups: Option<FewGroups>,
     operator: Option<Operator>,
     /// What the operator held before it had rows: the build sides of joins, which other processes count otherwise.
     base_bytes: usize,
@@ -121,8 +127,8 @@ impl Reducer {
     fn new(reductions: Arc<Reductions>, bytes_max: usize) -> Result<Self> {
         let input_schema = reductions.reduction.input_schema();
         let mut reducer = Self {
-            reductions,
             input_schema,
+            few_groups: reductions.few_groups.as_ref().map(FewGroupsPlan::begin).transpose()?,
             operator: None,
             base_bytes: 0,
             early: VecDeque::new(),
@@ -130,9 +136,12 @@ impl Reducer {
             closed: false,
             wants_nothing: false,
             whole: true,
+            reductions,
         };
-        // Made before there are rows: some aggregates say something of none as well.
-        reducer.begin()?;
+        // Made before there are rows: some aggregates say something of none as well, if not by groups.
+        if reducer.few_groups.is_none() {
+            reducer.begin()?;
+        }
         Ok(reducer)
     }
 
@@ -156,10 +165,27 @@ impl Reducer {
 
     /// Adds rows; only after [`Reducer::next`] has yielded nothing.
     fn push(&mut self, batch: RecordBatch) -> Result<()> {
+        if let Some(groups) = &mut self.few_groups {
+            if groups.push(&batch)? {
+                return Ok(());
+            }
+            self.end_few_groups()?;
+        }
         if self.operator.is_none() && !self.wants_nothing {
             self.begin()?;
         }
         self.operator.as_ref().map_or(Ok(()), |operator| operator.push(batch))
+    }
+
+    /// Hands on the states of the few groups; others are left to the operator.
+    fn end_few_groups(&mut self) -> Result<()> {
+        let states = self.few_groups.take().map(FewGroups::finish).transpose()?.flatten();
+        let states = states.iter().flat_map(|states| {
+            let firsts = (0..states.num_rows()).step_by(self.reductions.batch_rows);
+            firsts.map(|first| states.slice(first, self.reductions.batch_rows.min(states.num_rows() - first)))
+        });
+        self.early.extend(states);
+        Ok(())
     }
 
     /// Says that there are no more rows.
@@ -172,6 +198,10 @@ impl Reducer {
 
     /// Reduced rows, as far as the input allows.
     fn next(&mut self) -> Result<Option<RecordBatch>> {
+        let few_groups_end = |groups: &FewGroups| self.closed || groups.memory_bytes() > self.bytes_max;
+        if self.few_groups.as_ref().is_some_and(few_groups_end) {
+            self.end_few_groups()?;
+        }
         if let Some(batch) = self.early.pop_front() {
             return Ok(Some(batch));
         }
@@ -195,7 +225,7 @@ impl Reducer {
     }
 
     fn is_done(&self) -> bool {
-        self.closed && self.operator.is_none() && self.early.is_empty()
+        self.closed && self.few_groups.is_none() && self.operator.is_none() && self.early.is_empty()
     }
 }
 

@@ -1,12 +1,123 @@
 //! Which rows of a row group are left, as bits: what stages of a filter leave is scattered, and runs of it are short.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
-use arrow::array::{ArrayRef, BooleanArray, BooleanBufferBuilder};
+use arrow::array::{ArrayRef, BooleanArray, BooleanBufferBuilder, RecordBatch};
 use arrow::buffer::{BooleanBuffer, Buffer};
-use arrow::compute::FilterBuilder;
+use arrow::compute::{BatchCoalescer, FilterBuilder};
+use arrow::datatypes::SchemaRef;
+use arrow::error::ArrowError;
 use aubade_proto::Result;
 use parquet::arrow::arrow_reader::RowSelection;
+
+/// Mean length, in rows, of the runs of rows that are left and of those that are not, below which it costs less to
+/// decode all rows and to take the right ones than to skip. It is what the Parquet reader decides by.
+const SHORT_RUN_ROWS: usize = 32;
+/// Rows in a row of which none is left from which on they are skipped all the same.
+const GAP_ROWS: usize = 1_024;
+
+/// What of a row group is decoded, and what is taken of that.
+pub(super) struct Access {
+    /// The rows to decode.
+    pub(super) decoded: RowSelection,
+    /// One bit for each of them, where not all are wanted.
+    pub(super) wanted: Option<BooleanBuffer>,
+}
+
+impl Access {
+    /// The cheapest way to the rows that a selection of a row group of `rows` leaves.
+    pub(super) fn to(selection: &RowSelection, rows: usize) -> Self {
+        let Some(mask) = selection.as_mask().filter(|mask| mask.len() == rows) else {
+            return Self { decoded: selection.clone(), wanted: None };
+        };
+        let (runs, edges) = runs(mask);
+        if rows / (edges + 1) >= SHORT_RUN_ROWS {
+            let decoded = mask.set_slices().map(|(start, end)| start..end);
+            return Self { decoded: RowSelection::from_consecutive_ranges(decoded, rows), wanted: None };
+        }
+        let wanted = match runs.as_slice() {
+            [run] => mask.slice(run.start, run.len()),
+            runs => {
+                let mut wanted = BooleanBufferBuilder::new(rows);
+                runs.iter().for_each(|run| wanted.append_buffer(&mask.slice(run.start, run.len())));
+                wanted.finish()
+            }
+        };
+        Self { decoded: RowSelection::from_consecutive_ranges(runs.into_iter(), rows), wanted: Some(wanted) }
+    }
+}
+
+/// Where ones are, but for gaps of less than [`GAP_ROWS`], and how often ones and zeros take turns.
+fn runs(mask: &BooleanBuffer) -> (Vec<Range<usize>>, usize) {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    let (mut edges, mut before) = (0, 0);
+    for (first, word) in (0..).step_by(64).zip(mask.bit_chunks().iter_padded()) {
+        edges += (word ^ (word << 1 | before)).count_ones() as usize;
+        before = word >> 63;
+        if word == 0 {
+            continue;
+        }
+        let (start, end) = (first + word.trailing_zeros() as usize, first + 64 - word.leading_zeros() as usize);
+        match runs.last_mut() {
+            Some(run) if start - run.end < GAP_ROWS => run.end = end,
+            _ => runs.push(start..end),
+        }
+    }
+    (runs, edges)
+}
+
+/// Those of the rows of `parts` that are wanted, in batches of a size.
+pub(crate) struct SelectedRows<I> {
+    parts: I,
+    /// One bit for each row that is left in `parts`; all where there are none.
+    wanted: Option<BooleanBuffer>,
+    coalescer: BatchCoalescer,
+}
+
+impl<I> SelectedRows<I> {
+    pub(crate) fn new(schema: SchemaRef, parts: I, wanted: Option<BooleanBuffer>, batch_rows: usize) -> Self {
+        Self { parts, wanted, coalescer: BatchCoalescer::new(schema, batch_rows.max(1)) }
+    }
+
+    fn push(&mut self, part: RecordBatch) -> Result<(), ArrowError> {
+        let Some(wanted) = &mut self.wanted else { return self.coalescer.push_batch(part) };
+        let rows = part.num_rows();
+        if wanted.len() < rows {
+            return Err(ArrowError::ComputeError("more rows were decoded than were asked for".to_owned()));
+        }
+        let mask = wanted.slice(0, rows);
+        *wanted = wanted.slice(rows, wanted.len() - rows);
+        match mask.count_set_bits() {
+            0 => Ok(()),
+            count if count == rows => self.coalescer.push_batch(part),
+            _ => self.coalescer.push_batch_with_filter(part, &BooleanArray::new(mask, None)),
+        }
+    }
+}
+
+impl<I: Iterator<Item = Result<RecordBatch, ArrowError>>> SelectedRows<I> {
+    fn next_batch(&mut self) -> Result<Option<RecordBatch>, ArrowError> {
+        loop {
+            if let Some(batch) = self.coalescer.next_completed_batch() {
+                return Ok(Some(batch));
+            }
+            let Some(part) = self.parts.next() else {
+                self.coalescer.finish_buffered_batch()?;
+                return Ok(self.coalescer.next_completed_batch());
+            };
+            self.push(part?)?;
+        }
+    }
+}
+
+impl<I: Iterator<Item = Result<RecordBatch, ArrowError>>> Iterator for SelectedRows<I> {
+    type Item = Result<RecordBatch, ArrowError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.next_batch().transpose()
+    }
+}
 
 /// One bit for each of so many rows.
 pub(crate) fn mask_of(selection: &RowSelection, rows: usize) -> Cow<'_, BooleanBuffer> {
@@ -100,6 +211,46 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn scattered_rows_are_taken_from_what_is_decoded() {
+        let rows = 20_000;
+        let scattered = |share| bits(rows, 5, share);
+        let gap = {
+            let mut mask = BooleanBufferBuilder::new(rows);
+            mask.append_buffer(&scattered(50).slice(0, 5_001));
+            mask.append_n(9_000, false);
+            mask.append_buffer(&scattered(90).slice(0, rows - 14_001));
+            mask.finish()
+        };
+        let masks = [(scattered(50), true), (scattered(10), true), (gap, true), (scattered(1), false)];
+        let long_runs = BooleanBuffer::collect_bool(rows, |row| row % 1_000 < 300);
+        for (mask, is_scattered) in masks.into_iter().chain([(long_runs, false), (bits(rows, 1, 0), false)]) {
+            let selection = RowSelection::from_boolean_buffer(mask.clone());
+            let Access { decoded, wanted } = Access::to(&selection, rows);
+            assert_eq!(wanted.is_some(), is_scattered);
+            let decoded = mask_of(&decoded, rows).into_owned();
+            let read: Vec<usize> = decoded.set_indices().collect();
+            let taken: Vec<usize> = match &wanted {
+                Some(wanted) => {
+                    assert_eq!(wanted.len(), read.len());
+                    wanted.set_indices().map(|index| read[index]).collect()
+                }
+                None => read.clone(),
+            };
+            assert_eq!(taken, mask.set_indices().collect::<Vec<_>>());
+        }
+        let runs: RowSelection = vec![RowSelector::skip(2), RowSelector::select(3)].into();
+        assert!(Access::to(&runs, 6).wanted.is_none());
+    }
+
+    #[test]
+    fn long_gaps_between_scattered_rows_are_skipped() {
+        let mask = BooleanBuffer::collect_bool(10_000, |row| !(3_000..7_000).contains(&row) && row % 2 == 1);
+        assert_eq!(runs(&mask).0, [1..3_000, 7_001..10_000]);
+        let Access { decoded, wanted } = Access::to(&RowSelection::from_boolean_buffer(mask), 10_000);
+        assert_eq!((decoded.row_count(), wanted.unwrap().len()), (5_998, 5_998));
     }
 
     #[test]
