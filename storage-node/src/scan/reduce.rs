@@ -18,7 +18,7 @@ use aubade_proto::{Reduction, ReductionKind, Result};
 use datafusion::physical_expr::PhysicalExpr;
 
 use super::faster::faster;
-use super::few_groups::{FewGroups, FewGroupsPlan};
+use super::grouping::{Grouping, GroupingPlan};
 use super::operator::{Operator, OperatorSettings, Polled};
 use super::output::{Progress, RowLimit};
 use crate::limits::{HAVING_BYTES_MAX, MERGE_BYTES_MAX, MERGE_ROWS_MAX, REDUCTION_BYTES_MAX, SHARED_BOUND_ROWS_MAX};
@@ -27,7 +27,7 @@ use crate::limits::{HAVING_BYTES_MAX, MERGE_BYTES_MAX, MERGE_ROWS_MAX, REDUCTION
 pub(crate) struct Reductions {
     pub(crate) reduction: Reduction,
     pub(crate) settings: OperatorSettings,
-    few_groups: Option<FewGroupsPlan>,
+    grouping: Option<GroupingPlan>,
     batch_rows: usize,
 }
 
@@ -35,8 +35,8 @@ impl Reductions {
     pub(crate) fn new(reduction: Reduction, batch_rows: usize) -> Result<Self> {
         let settings = OperatorSettings::new(batch_rows, reduction.having().is_some())?;
         let reduction = reduction.with_arguments(|argument, schema| Ok(faster(argument, schema)?))?;
-        let few_groups = FewGroupsPlan::of(&reduction);
-        Ok(Self { reduction, settings, few_groups, batch_rows: batch_rows.max(1) })
+        let grouping = GroupingPlan::of(&reduction);
+        Ok(Self { reduction, settings, grouping, batch_rows: batch_rows.max(1) })
     }
 
     fn operator(&self, input_schema: &SchemaRef) -> Result<Operator> {
@@ -109,7 +109,7 @@ struct Reducer {
     reductions: Arc<Reductions>,
     input_schema: SchemaRef,
     /// Takes the rows before there is an operator, for as long as it can.
-    few_groups: Option<FewGroups>,
+    grouping: Option<Grouping>,
     operator: Option<Operator>,
     /// What the operator held before it had rows: the build sides of joins, which other processes count otherwise.
     base_bytes: usize,
@@ -128,7 +128,7 @@ impl Reducer {
         let input_schema = reductions.reduction.input_schema();
         let mut reducer = Self {
             input_schema,
-            few_groups: reductions.few_groups.as_ref().map(FewGroupsPlan::begin).transpose()?,
+            grouping: reductions.grouping.as_ref().map(GroupingPlan::begin).transpose()?,
             operator: None,
             base_bytes: 0,
             early: VecDeque::new(),
@@ -139,7 +139,7 @@ impl Reducer {
             reductions,
         };
         // Made before there are rows: some aggregates say something of none as well, if not by groups.
-        if reducer.few_groups.is_none() {
+        if reducer.grouping.is_none() {
             reducer.begin()?;
         }
         Ok(reducer)
@@ -165,11 +165,12 @@ impl Reducer {
 
     /// Adds rows; only after [`Reducer::next`] has yielded nothing.
     fn push(&mut self, batch: RecordBatch) -> Result<()> {
-        if let Some(groups) = &mut self.few_groups {
-            if groups.push(&batch)? {
+        if let Some(grouping) = &mut self.grouping {
+            if grouping.push(&batch)? {
                 return Ok(());
             }
-            self.end_few_groups()?;
+            self.whole = false;
+            self.end_grouping()?;
         }
         if self.operator.is_none() && !self.wants_nothing {
             self.begin()?;
@@ -177,14 +178,17 @@ impl Reducer {
         self.operator.as_ref().map_or(Ok(()), |operator| operator.push(batch))
     }
 
-    /// Hands on the states of the few groups; others are left to the operator.
-    fn end_few_groups(&mut self) -> Result<()> {
-        let states = self.few_groups.take().map(FewGroups::finish).transpose()?.flatten();
-        let states = states.iter().flat_map(|states| {
-            let firsts = (0..states.num_rows()).step_by(self.reductions.batch_rows);
-            firsts.map(|first| states.slice(first, self.reductions.batch_rows.min(states.num_rows() - first)))
-        });
-        self.early.extend(states);
+    /// Hands on what was grouped without the operator, to which rows from now on are left.
+    fn end_grouping(&mut self) -> Result<()> {
+        let Some(states) = self.grouping.take().map(Grouping::finish).transpose()?.flatten() else { return Ok(()) };
+        let batch_rows = self.reductions.batch_rows;
+        for first in (0..states.num_rows()).step_by(batch_rows) {
+            let batch = states.slice(first, batch_rows.min(states.num_rows() - first));
+            let batch = if self.whole { self.reductions.wanted(batch)? } else { batch };
+            if batch.num_rows() > 0 {
+                self.early.push_back(batch);
+            }
+        }
         Ok(())
     }
 
@@ -198,9 +202,10 @@ impl Reducer {
 
     /// Reduced rows, as far as the input allows.
     fn next(&mut self) -> Result<Option<RecordBatch>> {
-        let few_groups_end = |groups: &FewGroups| self.closed || groups.memory_bytes() > self.bytes_max;
-        if self.few_groups.as_ref().is_some_and(few_groups_end) {
-            self.end_few_groups()?;
+        let is_full = self.grouping.as_ref().is_some_and(|grouping| grouping.memory_bytes() > self.bytes_max);
+        if is_full || self.closed {
+            self.whole &= !is_full;
+            self.end_grouping()?;
         }
         if let Some(batch) = self.early.pop_front() {
             return Ok(Some(batch));
@@ -225,7 +230,7 @@ impl Reducer {
     }
 
     fn is_done(&self) -> bool {
-        self.closed && self.few_groups.is_none() && self.operator.is_none() && self.early.is_empty()
+        self.closed && self.grouping.is_none() && self.operator.is_none() && self.early.is_empty()
     }
 }
 
