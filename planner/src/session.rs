@@ -37,6 +37,10 @@ pub fn session_config(options: &PlannerOptions) -> SessionConfig {
     settings.optimizer.prefer_hash_join = true;
     // DataFusion 55 panics in it where a group key is NaN.
     settings.optimizer.enable_topk_aggregation = false;
+    // Whether a partial aggregate is worth its while shows after two batches: by as many groups as would make 0.8 of
+    // DataFusion's 100,000 rows.
+    settings.execution.skip_partial_aggregation_probe_rows_threshold = 16_384;
+    settings.execution.skip_partial_aggregation_probe_ratio_threshold = 0.97;
     // A file per batch that an exchange spills: where two of its inputs have files open, it waits for the older one while
     // the batch is in the newer one, for ever (<https://github.com/apache/datafusion/issues/24883>).
     if let Ok(least) = ConfigNonZeroUsize::try_new(1) {

@@ -4,13 +4,14 @@
 //! as it was before [`crate::pipeline::last_rules`], which link operators with one another, and never runs itself. For a
 //! run every operator is made anew, and these rules are applied to the copy.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use aubade_catalog::Snapshot;
 use aubade_catalog::snapshot::{Relation, Table};
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::error::Result;
+use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::aggregates::AggregateExec;
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
@@ -40,6 +41,10 @@ pub struct PlanTemplate {
     /// The tables whose segments and statistics it was planned for.
     tables: Vec<Arc<Table>>,
     is_exclusive: bool,
+    /// Those of [`linking_rules`] that changed the first copy, and how many nodes there were: joins are sent to nodes by
+    /// their number. With as many nodes the others change none, since all copies are over the same segments, and with the
+    /// same settings.
+    rules: OnceLock<(usize, Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>>)>,
 }
 
 impl PlanTemplate {
@@ -66,7 +71,7 @@ impl PlanTemplate {
                 None => make_anew(node).map(Transformed::yes),
             }
         })?;
-        Ok(Some(Self { plan: detached.data, tables, is_exclusive }))
+        Ok(Some(Self { plan: detached.data, tables, is_exclusive, rules: OnceLock::new() }))
     }
 
     /// Whether only one copy may run at a time, and the next one only after that has ended as it should.
@@ -99,7 +104,23 @@ impl PlanTemplate {
             }
             make_anew(node).map(Transformed::yes)
         })?;
-        apply_rules(linking_rules(), fresh.data, config)
+        let nodes = snapshot.nodes.len();
+        match self.rules.get() {
+            Some((with, rules)) if *with == nodes => return apply_rules(rules, fresh.data, config),
+            Some(_) => return apply_rules(linking_rules(), fresh.data, config),
+            None => {}
+        }
+        let (mut plan, mut rules) = (fresh.data, Vec::new());
+        for rule in linking_rules() {
+            let before = Arc::clone(&plan);
+            plan = rule.optimize(plan, config)?;
+            if !Arc::ptr_eq(&before, &plan) {
+                rules.push(Arc::clone(rule));
+            }
+        }
+        // Of two copies that are made at the same time both find the same.
+        let _ = self.rules.set((nodes, rules));
+        Ok(plan)
     }
 }
 

@@ -197,7 +197,7 @@ async fn what_is_not_pushed_says_why() {
 async fn both_sides_of_a_join_are_cut_down() {
     let sql = "select name, total from orders join customer on buyer = customer.id where status = 'open' and name <> 'customer 1'";
     insta::assert_snapshot!(explain(sql).await, @r"
-    CooperativeExec
+    YieldingExec
       HashJoinExec: mode=CollectLeft, join_type=Inner, on=[(id@0, buyer@0)], projection=[name@1, total@3]
         JoinKeysExec: keys=[id@0]
           CoalescePartitionsExec

@@ -23,5 +23,6 @@ pub use reduction::{Reduction, ReductionKind, join_is_local};
 pub use scan::{CallHeader, ScanEvent, ScanRequest, ScanStatistics, SegmentScan};
 pub use segment::{NodeInfo, PutReceipt, ScrubProgress, SegmentDescription};
 
-/// The version of the storage protocol that this build speaks.
-pub const STORAGE_PROTOCOL: u32 = 4;
+/// The version of the storage protocol that this build speaks. It is another one whenever nodes hand out the rows of a
+/// fragment in another order or other pieces too: a scan goes on at another node where the first one ended.
+pub const STORAGE_PROTOCOL: u32 = 5;

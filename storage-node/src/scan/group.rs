@@ -256,11 +256,20 @@ impl Piece {
     }
 }
 
+fn lengths_differ() -> StepError {
+    StepError::Fragment(Error::internal("columns of a row group have different lengths"))
+}
+
 impl GroupReading {
     fn next_piece(&mut self, files: &SegmentFiles) -> StepResult<Option<Piece>> {
         let (rows, mut columns) = match &mut self.reader {
             Some(reader) => {
-                let Some(batch) = reader.next() else { return Ok(None) };
+                let Some(batch) = reader.next() else {
+                    if !self.kept.columns.is_empty() && self.offset != self.kept.rows {
+                        return Err(lengths_differ());
+                    }
+                    return Ok(None);
+                };
                 let batch = segment(batch.map_err(|error| files.reader.explain(error)))?;
                 let arrays = fragment(files.columns.extract(&batch, &self.columns))?;
                 (batch.num_rows(), self.columns.iter().copied().zip(arrays).collect::<Vec<_>>())
@@ -272,7 +281,7 @@ impl GroupReading {
         }
         if !self.kept.columns.is_empty() {
             if self.offset.saturating_add(rows) > self.kept.rows {
-                return Err(StepError::Fragment(Error::internal("columns of a row group have different lengths")));
+                return Err(lengths_differ());
             }
             columns.extend(self.kept.columns.iter().map(|(index, array)| (*index, array.slice(self.offset, rows))));
         }

@@ -107,6 +107,8 @@ impl GroupingPlan {
             numbers: Vec::new(),
             rows: 0,
             count: 0,
+            values_bytes: 0,
+            memory_bytes: 0,
             thorough: self.thorough,
             schema: Arc::clone(&self.schema),
         })
@@ -179,8 +181,7 @@ impl Finder {
 
     fn memory_bytes(&self) -> usize {
         match self {
-            // Some kilobytes.
-            Self::Few(_) => 0,
+            Self::Few(tables) => tables.iter().map(Table::memory_bytes).sum(),
             Self::Integers(integers) => integers.memory_bytes(),
         }
     }
@@ -197,6 +198,8 @@ pub(super) struct Grouping {
     numbers: Vec<usize>,
     rows: usize,
     count: usize,
+    values_bytes: usize,
+    memory_bytes: usize,
     thorough: bool,
     schema: SchemaRef,
 }
@@ -227,20 +230,23 @@ impl Grouping {
             });
             let first = UInt32Array::from_iter_values(first);
             for (values, key) in self.values.iter_mut().zip(&keys) {
-                values.push(without_pages(take(key, &first, None)?));
+                let fresh = without_pages(take(key, &first, None)?);
+                self.values_bytes = self.values_bytes.saturating_add(fresh.get_array_memory_size());
+                values.push(fresh);
             }
         }
         for aggregate in &mut self.aggregates {
             aggregate.update(batch, &self.numbers, self.count)?;
         }
+        let states = self.aggregates.iter().map(|aggregate| aggregate.accumulator.size());
+        let found = self.values_bytes.saturating_add(self.finder.memory_bytes());
+        self.memory_bytes = states.fold(found, usize::saturating_add);
         Ok(true)
     }
 
     /// Bytes that it holds.
     pub(super) fn memory_bytes(&self) -> usize {
-        let values = self.values.iter().flatten().map(|values| values.get_buffer_memory_size());
-        let states = self.aggregates.iter().map(|aggregate| aggregate.accumulator.size());
-        values.chain(states).fold(self.finder.memory_bytes(), usize::saturating_add)
+        self.memory_bytes
     }
 
     /// The states of all groups; `None` where there are no groups.
@@ -281,7 +287,7 @@ mod tests {
     use datafusion::physical_plan::aggregates::{AggregateMode, PhysicalGroupBy};
     use datafusion::physical_plan::empty::EmptyExec;
 
-    use super::super::operator::{Operator, OperatorSettings, Polled};
+    use super::super::operator::{Operator, OperatorSettings, Polled, RowsSource};
     use super::*;
     use crate::limits::FEW_GROUPS_MAX;
 
@@ -318,7 +324,7 @@ mod tests {
     fn expected(reduction: &Reduction, batches: &[RecordBatch]) -> Vec<RecordBatch> {
         let settings = OperatorSettings::new(1 << 20, true).unwrap();
         let make = |input| reduction.over(input);
-        let mut operator = Operator::new(&settings, &reduction.input_schema(), make).unwrap();
+        let mut operator = Operator::new(&settings, &RowsSource::new(reduction.input_schema()), make).unwrap();
         batches.iter().for_each(|batch| operator.push(batch.clone()).unwrap());
         operator.close();
         let mut states = Vec::new();

@@ -24,6 +24,7 @@ use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::{RecordBatchStream, SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::expressions::DynamicFilterPhysicalExpr;
 use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
+use datafusion::physical_plan::aggregates::AggregateExec;
 use datafusion::physical_plan::execution_plan::{
     Boundedness, ChildrenPropertiesMode, EmissionType, ReplaceChildrenOptions,
 };
@@ -48,14 +49,8 @@ struct FeedExec {
 }
 
 impl FeedExec {
-    fn new(schema: SchemaRef, queue: Arc<Mutex<Queue>>) -> Self {
-        let properties = PlanProperties::new(
-            EquivalenceProperties::new(schema),
-            Partitioning::UnknownPartitioning(1),
-            EmissionType::Incremental,
-            Boundedness::Bounded,
-        );
-        Self { queue, properties: Arc::new(properties) }
+    fn new(input: &RowsSource, queue: Arc<Mutex<Queue>>) -> Self {
+        Self { queue, properties: Arc::clone(&input.0) }
     }
 }
 
@@ -130,6 +125,34 @@ impl RecordBatchStream for FeedStream {
     }
 }
 
+/// What operators are told of the rows that they are given.
+#[derive(Clone, Debug)]
+pub(crate) struct RowsSource(Arc<PlanProperties>);
+
+impl RowsSource {
+    /// Rows of a schema.
+    pub(crate) fn new(schema: SchemaRef) -> Self {
+        Self(Arc::new(PlanProperties::new(
+            EquivalenceProperties::new(schema),
+            Partitioning::UnknownPartitioning(1),
+            EmissionType::Incremental,
+            Boundedness::Bounded,
+        )))
+    }
+
+    /// What an operator knows of its input already, so that what follows from it need not be found out for each segment.
+    /// `None` for operators that then would share more than that: the bound of an aggregate, for one.
+    pub(crate) fn below(operator: &Arc<dyn ExecutionPlan>) -> Option<Self> {
+        let input = operator.children().into_iter().next()?;
+        let is_alone = operator.is::<AggregateExec>() && input.children().is_empty();
+        (is_alone && operator.dynamic_expressions_produced().is_empty()).then(|| Self(Arc::clone(input.properties())))
+    }
+
+    fn schema(&self) -> &SchemaRef {
+        self.0.equivalence_properties().schema()
+    }
+}
+
 /// What the operators of one request have in common.
 pub(crate) struct OperatorSettings {
     session: SessionConfig,
@@ -180,21 +203,21 @@ pub(crate) struct Operator {
 }
 
 impl Operator {
-    /// The operator that `make` puts over a leaf with `input_schema`.
+    /// The operator that `make` puts over a leaf that yields `input`.
     pub(crate) fn new(
         settings: &OperatorSettings,
-        input_schema: &SchemaRef,
+        input: &RowsSource,
         make: impl FnOnce(Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>>,
     ) -> Result<Self> {
         let queue: Arc<Mutex<Queue>> = Arc::default();
-        let plan = make(Arc::new(FeedExec::new(Arc::clone(input_schema), Arc::clone(&queue))))?;
+        let plan = make(Arc::new(FeedExec::new(input, Arc::clone(&queue))))?;
         // Its memory is counted, and bounded by whoever pushes: see `Operator::memory_bytes`.
         let memory: Arc<dyn MemoryPool> = Arc::new(UnboundedMemoryPool::default());
         let runtime = RuntimeEnv { memory_pool: Arc::clone(&memory), ..settings.runtime.clone() };
         let context = settings.context(runtime);
         let bound = plan.dynamic_expressions_produced().into_iter().next();
         let stream = plan.execute(0, Arc::new(context))?;
-        Ok(Self { input_schema: Arc::clone(input_schema), queue, memory, bound, stream })
+        Ok(Self { input_schema: Arc::clone(input.schema()), queue, memory, bound, stream })
     }
 
     /// Gives it rows. Column names may differ from those of its input schema.
@@ -267,7 +290,7 @@ mod tests {
             let sort = SortExec::new(LexOrdering::new([order]).unwrap(), input).with_fetch(Some(count));
             Ok(Arc::new(sort) as Arc<dyn ExecutionPlan>)
         };
-        Operator::new(&OperatorSettings::new(10, false).unwrap(), &schema, make).unwrap()
+        Operator::new(&OperatorSettings::new(10, false).unwrap(), &RowsSource::new(schema), make).unwrap()
     }
 
     #[test]

@@ -13,13 +13,13 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, GenericByteViewArray, RecordBatch, RecordBatchOptions};
 use arrow::compute::filter_record_batch;
-use arrow::datatypes::{ByteViewType, DataType, SchemaRef};
+use arrow::datatypes::{ByteViewType, DataType};
 use aubade_proto::{Reduction, ReductionKind, Result};
 use datafusion::physical_expr::PhysicalExpr;
 
 use super::faster::faster;
 use super::grouping::{Grouping, GroupingPlan};
-use super::operator::{Operator, OperatorSettings, Polled};
+use super::operator::{Operator, OperatorSettings, Polled, RowsSource};
 use super::output::{Progress, RowLimit};
 use crate::limits::{HAVING_BYTES_MAX, MERGE_BYTES_MAX, MERGE_ROWS_MAX, REDUCTION_BYTES_MAX, SHARED_BOUND_ROWS_MAX};
 
@@ -28,6 +28,8 @@ pub(crate) struct Reductions {
     pub(crate) reduction: Reduction,
     pub(crate) settings: OperatorSettings,
     grouping: Option<GroupingPlan>,
+    /// What the operator reads.
+    rows: RowsSource,
     batch_rows: usize,
 }
 
@@ -36,11 +38,12 @@ impl Reductions {
         let settings = OperatorSettings::new(batch_rows, reduction.having().is_some())?;
         let reduction = reduction.with_arguments(|argument, schema| Ok(faster(argument, schema)?))?;
         let grouping = GroupingPlan::of(&reduction);
-        Ok(Self { reduction, settings, grouping, batch_rows: batch_rows.max(1) })
+        let rows = RowsSource::below(reduction.plan()).unwrap_or_else(|| RowsSource::new(reduction.input_schema()));
+        Ok(Self { reduction, settings, grouping, rows, batch_rows: batch_rows.max(1) })
     }
 
-    fn operator(&self, input_schema: &SchemaRef) -> Result<Operator> {
-        Operator::new(&self.settings, input_schema, |input| self.reduction.over(input))
+    fn operator(&self) -> Result<Operator> {
+        Operator::new(&self.settings, &self.rows, |input| self.reduction.over(input))
     }
 
     /// Bytes that the reduction of one segment holds at most before it begins again.
@@ -68,7 +71,8 @@ impl Reductions {
 
     /// The operator that merges reduced rows.
     pub(crate) fn merge_operator(&self) -> Result<Operator> {
-        Operator::new(&self.settings, &self.reduction.schema(), |input| self.reduction.merge_over(input))
+        let reduced = RowsSource::new(self.reduction.schema());
+        Operator::new(&self.settings, &reduced, |input| self.reduction.merge_over(input))
     }
 }
 
@@ -107,7 +111,6 @@ fn compact_views<T: ByteViewType>(views: &GenericByteViewArray<T>) -> (ArrayRef,
 /// of one group may come several times, and so may more rows than an order keeps.
 struct Reducer {
     reductions: Arc<Reductions>,
-    input_schema: SchemaRef,
     /// Takes the rows before there is an operator, for as long as it can.
     grouping: Option<Grouping>,
     operator: Option<Operator>,
@@ -125,9 +128,7 @@ struct Reducer {
 
 impl Reducer {
     fn new(reductions: Arc<Reductions>, bytes_max: usize) -> Result<Self> {
-        let input_schema = reductions.reduction.input_schema();
         let mut reducer = Self {
-            input_schema,
             grouping: reductions.grouping.as_ref().map(GroupingPlan::begin).transpose()?,
             operator: None,
             base_bytes: 0,
@@ -147,7 +148,7 @@ impl Reducer {
 
     /// Makes an operator that has no rows yet.
     fn begin(&mut self) -> Result<()> {
-        let mut operator = self.reductions.operator(&self.input_schema)?;
+        let mut operator = self.reductions.operator()?;
         loop {
             match operator.poll()? {
                 Polled::Batch(batch) => self.early.push_back(batch),

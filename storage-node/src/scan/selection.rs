@@ -103,6 +103,9 @@ impl<I: Iterator<Item = Result<RecordBatch, ArrowError>>> SelectedRows<I> {
                 return Ok(Some(batch));
             }
             let Some(part) = self.parts.next() else {
+                if self.wanted.as_ref().is_some_and(|wanted| !wanted.is_empty()) {
+                    return Err(ArrowError::ComputeError("fewer rows were decoded than were asked for".to_owned()));
+                }
                 self.coalescer.finish_buffered_batch()?;
                 return Ok(self.coalescer.next_completed_batch());
             };
@@ -243,6 +246,19 @@ mod tests {
         }
         let runs: RowSelection = vec![RowSelector::skip(2), RowSelector::select(3)].into();
         assert!(Access::to(&runs, 6).wanted.is_none());
+    }
+
+    #[test]
+    fn as_many_rows_have_to_be_decoded_as_were_asked_for() {
+        let part = |rows| {
+            let numbers: ArrayRef = Arc::new(Int64Array::from_iter_values(0..rows));
+            RecordBatch::try_from_iter([("n", numbers)]).unwrap()
+        };
+        for (rows, fails) in [(vec![60, 40], false), (vec![60, 39], true), (vec![60, 41], true), (vec![], true)] {
+            let parts = rows.into_iter().map(|rows| Ok(part(rows)));
+            let selected = SelectedRows::new(part(0).schema(), parts, Some(bits(100, 3, 50)), 10);
+            assert_eq!(selected.collect::<Result<Vec<_>, _>>().is_err(), fails);
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Numbers for few groups: a table that stays in the first cache, where keys are compared as numbers.
+//! Numbers for few groups: a small table, where keys are compared as numbers.
 
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::buffer::NullBuffer;
@@ -38,6 +38,11 @@ impl Table {
         Self { slots: vec![EMPTY; SLOTS], count: 0 }
     }
 
+    /// Bytes that it holds.
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.slots.len() * size_of::<Slot>()
+    }
+
     /// Replaces the numbers by the keys before with those by this one too; false where there are too many, or where the
     /// key has no words.
     pub(super) fn number(&mut self, numbers: &mut [usize], array: &ArrayRef) -> bool {
@@ -56,8 +61,12 @@ impl Table {
 
     fn number_views<T: ByteViewType>(&mut self, numbers: &mut [usize], array: &ArrayRef) -> bool {
         let Some(array) = array.as_byte_view_opt::<T>() else { return false };
-        // The length is in the lowest bits.
-        let longest = array.views().iter().fold(0, |longest, view| (*view as u32).max(longest));
+        // The length is in the lowest bits. Where a row is null the view may be anything.
+        let length = |view: &u128| *view as u32;
+        let longest = match array.nulls() {
+            None => array.views().iter().map(length).fold(0, u32::max),
+            Some(nulls) => nulls.valid_indices().filter_map(|row| array.views().get(row).map(length)).fold(0, u32::max),
+        };
         longest <= INLINE_BYTES && self.number_words(numbers, array.nulls(), array.views().iter().copied())
     }
 
@@ -84,7 +93,17 @@ impl Table {
     }
 
     /// The number of a word after those that have the number `before`; `None` where there are too many.
+    #[inline]
     fn find(&mut self, before: u32, word: u128) -> Option<u32> {
+        let place = place(before, word) & (self.slots.len() - 1);
+        match self.slots.get(place) {
+            Some(slot) if slot.word == word && slot.before == before && slot.number != FREE => Some(slot.number),
+            _ => self.find_or_add(before, word),
+        }
+    }
+
+    #[inline(never)]
+    fn find_or_add(&mut self, before: u32, word: u128) -> Option<u32> {
         let slot = Self::slot(&mut self.slots, before, word)?;
         if slot.number != FREE {
             return Some(slot.number);
@@ -107,12 +126,78 @@ impl Table {
 
     /// Where it is, or where it would be.
     fn slot(slots: &mut [Slot], before: u32, word: u128) -> Option<&mut Slot> {
-        let mixed = (word as u64 ^ (word >> 64) as u64) ^ (u64::from(before) << 20);
         let last = slots.len() - 1;
-        let mut place = (mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as usize & last;
+        let mut place = place(before, word) & last;
         while slots.get(place).is_some_and(|slot| slot.number != FREE && (slot.word != word || slot.before != before)) {
             place = (place + 1) & last;
         }
         slots.get_mut(place)
+    }
+}
+
+/// Where to look for a word first, before it is cut to the number of places.
+fn place(before: u32, word: u128) -> usize {
+    // Both halves of the product of two numbers, as in wyhash (Wang Yi).
+    let (low, high) = (word as u64 ^ 0xa076_1d64_78bd_642f, (word >> 64) as u64 ^ 0xe703_7ed1_a0b4_28db);
+    let product = u128::from(low) * u128::from(high ^ (u64::from(before) << 32));
+    (product as u64 ^ (product >> 64) as u64) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{Int64Array, StringViewArray};
+
+    use super::*;
+
+    /// How far the numbers of keys are from where they are looked for first, on average.
+    fn mean_distance(keys: ArrayRef) -> f64 {
+        let mut table = Table::new();
+        let mut numbers = vec![0; keys.len()];
+        assert!(table.number(&mut numbers, &keys));
+        assert_eq!(numbers, (0..keys.len()).collect::<Vec<_>>());
+        let last = table.slots.len() - 1;
+        let taken = table.slots.iter().enumerate().filter(|(_, slot)| slot.number != FREE);
+        let distances = taken.map(|(at, slot)| at.wrapping_sub(place(slot.before, slot.word) & last) & last);
+        distances.sum::<usize>() as f64 / keys.len() as f64
+    }
+
+    #[test]
+    fn keys_that_differ_in_any_byte_are_spread() {
+        let texts = |texts: Vec<String>| Arc::new(StringViewArray::from_iter_values(texts)) as ArrayRef;
+        let integers = |step: i64| Arc::new(Int64Array::from_iter_values((0..1_000).map(|n| n * step))) as ArrayRef;
+        let mut keys = vec![
+            texts((0..1_000).map(|number| format!("A{number:03}")).collect()),
+            texts((0..24).flat_map(|hour| (0..40).map(move |minute| format!("{hour:02}{minute:02}"))).collect()),
+            texts((1970..2050).flat_map(|year| (1..=12).map(move |month| format!("{year}{month:02}"))).collect()),
+            integers(1),
+            integers(-1),
+            integers(1 << 20),
+            integers(1 << 52),
+        ];
+        for byte in 0..12 {
+            let differing = ('A'..='Z').chain('a'..='z').map(|letter| {
+                let mut text = vec!['x'; 12];
+                text[byte] = letter;
+                text.into_iter().collect()
+            });
+            keys.push(texts(differing.collect()));
+        }
+        for keys in keys {
+            let mean = mean_distance(Arc::clone(&keys));
+            assert!(mean < 1.0, "{mean} for {keys:?}");
+        }
+    }
+
+    #[test]
+    fn long_texts_below_nulls_are_no_keys() {
+        let long = StringViewArray::from_iter_values(["a text that is too long for its view", "short"]);
+        let nulls = NullBuffer::from(vec![false, true]);
+        let array: ArrayRef =
+            Arc::new(StringViewArray::new(long.views().clone(), long.data_buffers().to_vec(), Some(nulls)));
+        let mut numbers = [0, 0];
+        assert!(Table::new().number(&mut numbers, &array));
+        assert_eq!(numbers, [0, 1]);
     }
 }
