@@ -137,10 +137,11 @@ impl Table {
 
 /// Where to look for a word first, before it is cut to the number of places.
 fn place(before: u32, word: u128) -> usize {
-    // Both halves of the product of two numbers, as in wyhash (Wang Yi).
+    // Both halves of a product, as in wyhash (Wang Yi), and the upper bits of another one, which depend on all of these.
     let (low, high) = (word as u64 ^ 0xa076_1d64_78bd_642f, (word >> 64) as u64 ^ 0xe703_7ed1_a0b4_28db);
     let product = u128::from(low) * u128::from(high ^ (u64::from(before) << 32));
-    (product as u64 ^ (product >> 64) as u64) as usize
+    let folded = product as u64 ^ (product >> 64) as u64;
+    (folded.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as usize
 }
 
 #[cfg(test)]
