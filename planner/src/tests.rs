@@ -6,13 +6,20 @@ use std::sync::atomic::Ordering;
 use arrow::array::{ArrayRef, Int64Array};
 use arrow::record_batch::RecordBatch;
 use arrow::util::pretty::pretty_format_batches;
-use aubade_proto::{Error, ErrorCode};
+use aubade_catalog::Snapshot;
+use aubade_catalog::snapshot::NodeEntry;
+use aubade_proto::{Error, ErrorCode, NodeId};
 use datafusion::catalog::{MemTable, MemorySchemaProvider};
+use datafusion::execution::{SessionState, SessionStateBuilder};
+use datafusion::physical_plan::{ExecutionPlan, displayable};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::TryStreamExt;
+use uuid::Uuid;
 
+use crate::access::TableAccess;
 use crate::embedded::{PlannedQuery, Planner, PlannerOptions};
 use crate::storage_scans;
+use crate::template::PlanTemplate;
 use crate::test_support::{MemoryAccess, MemoryTable, customers, nothing, orders, snapshot};
 
 fn tables() -> Vec<MemoryTable> {
@@ -409,7 +416,44 @@ async fn with_settings(sql: &str, settings: &[(&str, &str)]) -> (String, Vec<Str
     let plan = state.create_logical_plan(sql).await.unwrap();
     let plan = state.create_physical_plan(&plan).await.unwrap();
     let batches = datafusion::physical_plan::collect(Arc::clone(&plan), state.task_ctx()).await.unwrap();
-    (datafusion::physical_plan::displayable(plan.as_ref()).indent(true).to_string(), rows(&batches, sql))
+    (displayable(plan.as_ref()).indent(true).to_string(), rows(&batches, sql))
+}
+
+#[tokio::test]
+async fn copies_of_a_kept_plan_are_linked_as_plans_are() {
+    let mut tables = star();
+    tables[0].segments = vec![tables[0].segments[0].clone(); 4];
+    let access: Arc<dyn TableAccess> = MemoryAccess::new(&tables);
+    let base = snapshot(&tables, &[]);
+    let with_nodes = |count: u128| {
+        let mut snapshot = Snapshot::clone(&base);
+        for number in 1..=count {
+            let id = NodeId(Uuid::from_u128(number));
+            let node = NodeEntry { id, zone: "a".to_owned(), address: format!("127.0.0.1:{number}") };
+            snapshot.nodes.insert(id, node);
+        }
+        Arc::new(snapshot)
+    };
+    let config = crate::session_config(&PlannerOptions { target_partitions: Some(2), batch_rows: None });
+    let full = crate::session_state(config, Arc::default());
+    let rules = crate::pipeline::first_rules();
+    let first = SessionStateBuilder::new_from_existing(full.clone()).with_physical_optimizer_rules(rules).build();
+    let sql = "select b_region, sum(f_sum) from buyers, facts where f_buyer = b_key group by b_region";
+    let planned = async |template: &SessionState, nodes| {
+        let state = crate::bind_snapshot(template, with_nodes(nodes), Arc::clone(&access));
+        let plan = state.create_logical_plan(sql).await.unwrap();
+        state.create_physical_plan(&plan).await.unwrap()
+    };
+    let text = |plan: &Arc<dyn ExecutionPlan>| displayable(plan.as_ref()).indent(true).to_string();
+    let kept = PlanTemplate::try_new(&planned(&first, 4).await, Vec::new()).unwrap().unwrap();
+    // Which of the last rules change it is found out with four nodes, to all of which no build side goes.
+    for nodes in [4, 4, 1, 1, 4] {
+        let expected = text(&planned(&full, nodes).await);
+        assert_eq!(expected.contains("BroadcastExec"), nodes == 1, "{expected}");
+        assert!(expected.contains("JoinKeysExec") && expected.contains("YieldingExec"), "{expected}");
+        let copy = kept.instantiate(&with_nodes(nodes), &access, full.config_options()).unwrap();
+        assert_eq!(text(&copy), expected);
+    }
 }
 
 #[tokio::test]

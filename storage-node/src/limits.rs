@@ -51,8 +51,8 @@ pub(crate) const STATE_BYTES: u64 = 128;
 pub(crate) const SKIP_AGGREGATION_ROWS: usize = 100_000;
 /// Groups per row above which it is not: then rows pass as states of one row each.
 pub(crate) const SKIP_AGGREGATION_RATIO: f64 = 0.8;
-/// Groups up to which a partial aggregate of a segment finds them by a table of its own, which then has 128 KiB. Not an
-/// option, for the reason of [`REDUCTION_BYTES_MAX`].
+/// Groups up to which a partial aggregate of a segment finds them by tables of its own, which then have 128 KiB for each
+/// key. Not an option, for the reason of [`REDUCTION_BYTES_MAX`].
 pub(crate) const FEW_GROUPS_MAX: usize = 1_024;
 /// Reduced rows of a segment up to which they are merged with those of other segments: what is
 /// larger has hardly been reduced, and sending it early is worth more.

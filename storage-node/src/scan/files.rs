@@ -111,21 +111,22 @@ impl SegmentFiles {
                 decoded.rows(group, &roots, selection.as_ref(), self.batch_rows).map(ColumnReader::Decoded),
             );
         }
-        let access = selection.map(|selection| Access::to(&selection, self.group_rows(group)));
-        let decoded = access.as_ref().map(|access| &access.decoded);
+        let (decoded, wanted) = match selection.map(|selection| Access::to(&selection, self.group_rows(group))) {
+            Some(Access { decoded, wanted }) => (Some(decoded), wanted),
+            None => (None, None),
+        };
         let mask = self.columns.mask(self.metadata.metadata(), columns);
-        let ranges = self.page_ranges(group, &mask, decoded);
+        let ranges = self.page_ranges(group, &mask, decoded.as_ref());
         let reader = segment(self.reader.load(ranges))?;
         let mut builder = ParquetRecordBatchReaderBuilder::new_with_metadata(reader, self.metadata.clone())
             .with_row_groups(vec![group])
             .with_projection(mask)
             .with_batch_size(self.batch_rows);
         if let Some(decoded) = decoded {
-            builder =
-                builder.with_row_selection(decoded.clone()).with_row_selection_policy(RowSelectionPolicy::Selectors);
+            builder = builder.with_row_selection(decoded).with_row_selection_policy(RowSelectionPolicy::Selectors);
         }
         let reader = segment(builder.build().map_err(|error| self.reader.explain(error)))?;
-        Ok(match access.and_then(|access| access.wanted) {
+        Ok(match wanted {
             Some(wanted) => {
                 ColumnReader::Scattered(SelectedRows::new(reader.schema(), reader, Some(wanted), self.batch_rows))
             }

@@ -1,6 +1,6 @@
 //! Partial aggregation of the rows of a segment, where finding their groups is cheaper than in DataFusion's operator,
 //! which hashes and compares columns in several passes: few groups by keys that fit in 16 bytes, and any number of
-//! groups by one integer, which is looked up only where integers do not ascend. The states are those of DataFusion's
+//! groups by one integer, which is looked up only once integers descend, or one is null. The states are those of DataFusion's
 //! accumulators. Compare the perfect hash aggregate of DuckDB, which knows the keys from statistics, and streaming
 //! aggregation over sorted input; here what comes decides, and DataFusion's operator goes on where neither fits.
 
@@ -22,7 +22,7 @@ use self::few::Table;
 use self::integers::Integers;
 use crate::limits::{SKIP_AGGREGATION_RATIO, SKIP_AGGREGATION_ROWS};
 
-/// `$body` with the values of an array of integers, or of what is stored as integers; false where it is none.
+/// `$body` with the values of an array of integers, or of what is stored in as many bytes; false where it is neither.
 macro_rules! of_integers {
     ($array:expr, |$values:ident| $body:expr) => {{
         let data = arrow::array::Array::to_data($array);
@@ -287,7 +287,7 @@ mod tests {
     use datafusion::physical_plan::aggregates::{AggregateMode, PhysicalGroupBy};
     use datafusion::physical_plan::empty::EmptyExec;
 
-    use super::super::operator::{Operator, OperatorSettings, Polled, RowsSource};
+    use super::super::operator::{InputProperties, Operator, OperatorSettings, Polled};
     use super::*;
     use crate::limits::FEW_GROUPS_MAX;
 
@@ -324,7 +324,7 @@ mod tests {
     fn expected(reduction: &Reduction, batches: &[RecordBatch]) -> Vec<RecordBatch> {
         let settings = OperatorSettings::new(1 << 20, true).unwrap();
         let make = |input| reduction.over(input);
-        let mut operator = Operator::new(&settings, &RowsSource::new(reduction.input_schema()), make).unwrap();
+        let mut operator = Operator::new(&settings, &InputProperties::new(reduction.input_schema()), make).unwrap();
         batches.iter().for_each(|batch| operator.push(batch.clone()).unwrap());
         operator.close();
         let mut states = Vec::new();

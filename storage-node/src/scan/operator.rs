@@ -49,7 +49,7 @@ struct FeedExec {
 }
 
 impl FeedExec {
-    fn new(input: &RowsSource, queue: Arc<Mutex<Queue>>) -> Self {
+    fn new(input: &InputProperties, queue: Arc<Mutex<Queue>>) -> Self {
         Self { queue, properties: Arc::clone(&input.0) }
     }
 }
@@ -127,9 +127,9 @@ impl RecordBatchStream for FeedStream {
 
 /// What operators are told of the rows that they are given.
 #[derive(Clone, Debug)]
-pub(crate) struct RowsSource(Arc<PlanProperties>);
+pub(crate) struct InputProperties(Arc<PlanProperties>);
 
-impl RowsSource {
+impl InputProperties {
     /// Rows of a schema.
     pub(crate) fn new(schema: SchemaRef) -> Self {
         Self(Arc::new(PlanProperties::new(
@@ -206,7 +206,7 @@ impl Operator {
     /// The operator that `make` puts over a leaf that yields `input`.
     pub(crate) fn new(
         settings: &OperatorSettings,
-        input: &RowsSource,
+        input: &InputProperties,
         make: impl FnOnce(Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>>,
     ) -> Result<Self> {
         let queue: Arc<Mutex<Queue>> = Arc::default();
@@ -273,8 +273,13 @@ mod tests {
     use arrow::array::{ArrayRef, AsArray, Int64Array};
     use arrow::compute::SortOptions;
     use arrow::datatypes::Int64Type;
+    use datafusion::functions_aggregate::min_max::min_udaf;
+    use datafusion::functions_aggregate::sum::sum_udaf;
+    use datafusion::physical_expr::aggregate::AggregateExprBuilder;
     use datafusion::physical_expr::expressions::col;
     use datafusion::physical_expr::{LexOrdering, PhysicalSortExpr};
+    use datafusion::physical_plan::aggregates::{AggregateMode, PhysicalGroupBy};
+    use datafusion::physical_plan::empty::EmptyExec;
     use datafusion::physical_plan::sorts::sort::SortExec;
 
     use super::*;
@@ -290,7 +295,25 @@ mod tests {
             let sort = SortExec::new(LexOrdering::new([order]).unwrap(), input).with_fetch(Some(count));
             Ok(Arc::new(sort) as Arc<dyn ExecutionPlan>)
         };
-        Operator::new(&OperatorSettings::new(10, false).unwrap(), &RowsSource::new(schema), make).unwrap()
+        Operator::new(&OperatorSettings::new(10, false).unwrap(), &InputProperties::new(schema), make).unwrap()
+    }
+
+    #[test]
+    fn operators_of_all_segments_share_what_they_know_of_their_input_but_no_bound() {
+        let schema = numbers(Vec::new()).schema();
+        let over = |function| {
+            let function = AggregateExprBuilder::new(function, vec![col("n", &schema).unwrap()]);
+            let function = Arc::new(function.schema(Arc::clone(&schema)).alias("result").build().unwrap());
+            let input = Arc::new(EmptyExec::new(Arc::clone(&schema)));
+            let (groups, schema) = (PhysicalGroupBy::new_single(Vec::new()), Arc::clone(&schema));
+            let plan =
+                AggregateExec::try_new(AggregateMode::Partial, groups, vec![function], vec![None], input, schema);
+            Arc::new(plan.unwrap()) as Arc<dyn ExecutionPlan>
+        };
+        let sum = over(sum_udaf());
+        let shared = InputProperties::below(&sum).unwrap();
+        assert!(Arc::ptr_eq(&shared.0, sum.children()[0].properties()));
+        assert!(InputProperties::below(&over(min_udaf())).is_none());
     }
 
     #[test]

@@ -1,9 +1,9 @@
-//! The reduction of one segment: its projected rows go through one of DataFusion's operators, and
-//! what comes out is kept as long as it may be merged with that of other segments.
+//! The reduction of one segment: its projected rows go through one of DataFusion's operators, or first, for as long as
+//! that does, through a [`Grouping`], and what comes out is kept as long as it may be merged with that of other segments.
 //!
 //! ```text
-//! projected rows -> operator -> held --(complete and small)--> merged with other segments
-//!                                 \--(more than that)-------> sent as it comes
+//! projected rows -> reducer -> held --(complete and small)--> merged with other segments
+//!                                \--(more than that)-------> sent as it comes
 //! ```
 //! What comes out, and in which order, depends on nothing but the segment, the fragment and the rows
 //! per batch, so that a retry at another node goes on where the first one ended.
@@ -19,7 +19,7 @@ use datafusion::physical_expr::PhysicalExpr;
 
 use super::faster::faster;
 use super::grouping::{Grouping, GroupingPlan};
-use super::operator::{Operator, OperatorSettings, Polled, RowsSource};
+use super::operator::{InputProperties, Operator, OperatorSettings, Polled};
 use super::output::{Progress, RowLimit};
 use crate::limits::{HAVING_BYTES_MAX, MERGE_BYTES_MAX, MERGE_ROWS_MAX, REDUCTION_BYTES_MAX, SHARED_BOUND_ROWS_MAX};
 
@@ -28,8 +28,7 @@ pub(crate) struct Reductions {
     pub(crate) reduction: Reduction,
     pub(crate) settings: OperatorSettings,
     grouping: Option<GroupingPlan>,
-    /// What the operator reads.
-    rows: RowsSource,
+    input: InputProperties,
     batch_rows: usize,
 }
 
@@ -38,12 +37,13 @@ impl Reductions {
         let settings = OperatorSettings::new(batch_rows, reduction.having().is_some())?;
         let reduction = reduction.with_arguments(|argument, schema| Ok(faster(argument, schema)?))?;
         let grouping = GroupingPlan::of(&reduction);
-        let rows = RowsSource::below(reduction.plan()).unwrap_or_else(|| RowsSource::new(reduction.input_schema()));
-        Ok(Self { reduction, settings, grouping, rows, batch_rows: batch_rows.max(1) })
+        let input =
+            InputProperties::below(reduction.plan()).unwrap_or_else(|| InputProperties::new(reduction.input_schema()));
+        Ok(Self { reduction, settings, grouping, input, batch_rows: batch_rows.max(1) })
     }
 
     fn operator(&self) -> Result<Operator> {
-        Operator::new(&self.settings, &self.rows, |input| self.reduction.over(input))
+        Operator::new(&self.settings, &self.input, |input| self.reduction.over(input))
     }
 
     /// Bytes that the reduction of one segment holds at most before it begins again.
@@ -71,7 +71,7 @@ impl Reductions {
 
     /// The operator that merges reduced rows.
     pub(crate) fn merge_operator(&self) -> Result<Operator> {
-        let reduced = RowsSource::new(self.reduction.schema());
+        let reduced = InputProperties::new(self.reduction.schema());
         Operator::new(&self.settings, &reduced, |input| self.reduction.merge_over(input))
     }
 }
@@ -116,7 +116,7 @@ struct Reducer {
     operator: Option<Operator>,
     /// What the operator held before it had rows: the build sides of joins, which other processes count otherwise.
     base_bytes: usize,
-    /// What the operator had to say before it had rows.
+    /// What the operator had to say before it had rows, and what was grouped without it.
     early: VecDeque<RecordBatch>,
     bytes_max: usize,
     closed: bool,
@@ -356,9 +356,16 @@ mod tests {
 
     #[tokio::test]
     async fn groups_are_left_out_as_long_as_they_are_whole() {
+        // Integers that do not ascend and that do, and texts.
+        for key in ["key", "id / 3", "kind"] {
+            check_whole_groups(key).await;
+        }
+    }
+
+    async fn check_whole_groups(key: &str) {
         let batch = rows(0, 950);
         let groups = |sent: &RecordBatch| sent.num_rows();
-        let query = Query::new("SELECT key, count(*) AS n FROM t GROUP BY key", None).await;
+        let query = Query::new(&format!("SELECT {key}, count(*) AS n FROM t GROUP BY {key}"), None).await;
         let all = send(&query, &batch, 0, usize::MAX);
         let having = |predicate: Arc<dyn PhysicalExpr>| {
             let reduction = query.fragment.reduction().unwrap().with_having(predicate).unwrap();
@@ -385,6 +392,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn groups_beyond_the_few_are_left_to_the_operator() {
+        let sql = "SELECT kind, id % 700, count(*), sum(price) FROM t GROUP BY kind, id % 700";
+        let (query, batch) = (Query::new(sql, None).await, rows(0, 4_200));
+        let all = send(&query, &batch, 0, usize::MAX);
+        // Those of ten batches that were grouped as few come once more.
+        assert_eq!(all.num_rows(), 1_000 + 2_100);
+        for skip in [999, 1_000, 1_001] {
+            assert_eq!(
+                send(&query, &batch, skip, usize::MAX),
+                all.slice(skip as usize, all.num_rows() - skip as usize)
+            );
+        }
+        assert_eq!(query.finish(vec![all]).await, plain_result(sql, &batch).await);
+    }
+
+    #[tokio::test]
     async fn one_that_begins_again_sends_states_that_make_the_same_result() {
         let batch = rows(0, 950);
         for (sql, row_count) in [
@@ -392,6 +415,7 @@ mod tests {
             ("SELECT count(DISTINCT key), array_sort(array_agg(kind)), min(comment) FROM t", Some(10)),
             ("SELECT kind, sum(price) FROM t GROUP BY kind", Some(30)),
             ("SELECT kind, sum(price) FROM t GROUP BY ROLLUP (kind)", Some(40)),
+            ("SELECT id / 7, count(*) FROM t GROUP BY id / 7", None),
             ("SELECT id, comment FROM t ORDER BY id DESC LIMIT 7", Some(70)),
         ] {
             let query = Query::new(sql, None).await;

@@ -76,7 +76,7 @@ impl Table {
         nulls: Option<&NullBuffer>,
         words: impl Iterator<Item = u128>,
     ) -> bool {
-        let mut number = |number: &mut usize, word| match self.find(*number as u32, word) {
+        let mut replace = |number: &mut usize, word| match self.find(*number as u32, word) {
             Some(found) => {
                 *number = found as usize;
                 true
@@ -84,10 +84,10 @@ impl Table {
             None => false,
         };
         match nulls.filter(|nulls| nulls.null_count() > 0) {
-            None => numbers.iter_mut().zip(words).all(|(before, word)| number(before, word)),
+            None => numbers.iter_mut().zip(words).all(|(number, word)| replace(number, word)),
             Some(nulls) => {
                 let words = words.zip(nulls.iter()).map(|(word, valid)| if valid { word } else { NULL });
-                numbers.iter_mut().zip(words).all(|(before, word)| number(before, word))
+                numbers.iter_mut().zip(words).all(|(number, word)| replace(number, word))
             }
         }
     }

@@ -10,7 +10,7 @@ use super::{of_integers, wide};
 #[derive(Default)]
 pub(super) struct Integers {
     pub(super) count: usize,
-    /// The last one, for as long as none was smaller than one before it: then nothing has to be looked up.
+    /// The last one, for as long as none was null or smaller than one before it: then nothing has to be looked up.
     last: Option<i64>,
     /// What has a number, since one was.
     seen: Option<HashMap<i64, usize>>,
