@@ -39,7 +39,7 @@ use futures::future::{BoxFuture, Shared, poll_fn};
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
 
-use crate::pass_through::{has_no_expressions, only_child, passes_through};
+use crate::pass_through::{has_no_expressions, has_properties_of, only_child, passes_through};
 use crate::scan_exec::StorageScanExec;
 
 /// Holds the rows that are sent to nodes.
@@ -147,13 +147,7 @@ impl ExecutionPlan for GatherExec {
         "GatherExec"
     }
 
-    fn properties(&self) -> &Arc<PlanProperties> {
-        self.input.properties()
-    }
-
-    fn maintains_input_order(&self) -> Vec<bool> {
-        vec![true]
-    }
+    has_properties_of!(input);
 
     passes_through!(input);
 

@@ -37,7 +37,7 @@ use datafusion::scalar::ScalarValue;
 use futures::{Stream, StreamExt};
 use parking_lot::Mutex;
 
-use crate::pass_through::{only_child, passes_through};
+use crate::pass_through::{has_properties_of, only_child, passes_through};
 
 /// Keys that are sent as a list, which prunes by statistics and Bloom filters of segments as well.
 const LIST_KEYS_MAX: usize = 64;
@@ -266,13 +266,7 @@ impl ExecutionPlan for JoinKeysExec {
         "JoinKeysExec"
     }
 
-    fn properties(&self) -> &Arc<PlanProperties> {
-        self.input.properties()
-    }
-
-    fn maintains_input_order(&self) -> Vec<bool> {
-        vec![true]
-    }
+    has_properties_of!(input);
 
     passes_through!(input);
 

@@ -41,6 +41,19 @@ macro_rules! passes_through {
     };
 }
 
+/// The methods of an [`ExecutionPlan`] that says of its rows what its only child says of them.
+macro_rules! has_properties_of {
+    ($input:ident) => {
+        fn properties(&self) -> &Arc<PlanProperties> {
+            self.$input.properties()
+        }
+
+        fn maintains_input_order(&self) -> Vec<bool> {
+            vec![true]
+        }
+    };
+}
+
 /// The method of an [`ExecutionPlan`] that has no expressions.
 macro_rules! has_no_expressions {
     () => {
@@ -53,4 +66,4 @@ macro_rules! has_no_expressions {
     };
 }
 
-pub(crate) use {has_no_expressions, passes_through};
+pub(crate) use {has_no_expressions, has_properties_of, passes_through};

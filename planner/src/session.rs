@@ -37,8 +37,8 @@ pub fn session_config(options: &PlannerOptions) -> SessionConfig {
     settings.optimizer.prefer_hash_join = true;
     // DataFusion 55 panics in it where a group key is NaN.
     settings.optimizer.enable_topk_aggregation = false;
-    // DataFusion waits for 100,000 rows, and gives a partial aggregate up where these are of 0.8 groups each. As many groups,
-    // about, drawn evenly, make 0.97 for each of the first 16,384 rows: that helps smaller inputs too.
+    // DataFusion gives a partial aggregate up where its first 100,000 rows have 0.8 groups each. About as many groups, drawn
+    // evenly, make 0.97 for each of the first 16,384 rows, which smaller inputs reach as well.
     settings.execution.skip_partial_aggregation_probe_rows_threshold = 16_384;
     settings.execution.skip_partial_aggregation_probe_ratio_threshold = 0.97;
     // A file per batch that an exchange spills: where two of its inputs have files open, it waits for the older one while

@@ -15,7 +15,7 @@ use datafusion::physical_plan::execution_plan::{CardinalityEffect, ReplaceChildr
 use datafusion::physical_plan::statistics::{ChildStats, StatisticsArgs};
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
 
-use crate::pass_through::{has_no_expressions, only_child, passes_through};
+use crate::pass_through::{has_no_expressions, has_properties_of, only_child, passes_through};
 
 /// Puts a [`YieldingExec`] above every join.
 ///
@@ -63,13 +63,7 @@ impl ExecutionPlan for YieldingExec {
         "YieldingExec"
     }
 
-    fn properties(&self) -> &Arc<PlanProperties> {
-        self.input.properties()
-    }
-
-    fn maintains_input_order(&self) -> Vec<bool> {
-        vec![true]
-    }
+    has_properties_of!(input);
 
     passes_through!(input);
 

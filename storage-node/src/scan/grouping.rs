@@ -1,6 +1,6 @@
 //! Partial aggregation of the rows of a segment, where finding their groups is cheaper than in DataFusion's operator,
-//! which hashes and compares columns in several passes: few groups by keys that fit in 16 bytes, and any number of
-//! groups by one integer, which is looked up only once integers descend, or one is null. The states are those of DataFusion's
+//! which hashes and compares columns in several passes: few groups by short keys, and any number of groups by one
+//! integer, which is looked up only once integers descend, or one is null. The states are those of DataFusion's
 //! accumulators. Compare the perfect hash aggregate of DuckDB, which knows the keys from statistics, and streaming
 //! aggregation over sorted input; here what comes decides, and DataFusion's operator goes on where neither fits.
 
@@ -196,6 +196,7 @@ pub(super) struct Grouping {
     aggregates: Vec<Aggregate>,
     /// The group of each row of a batch.
     numbers: Vec<usize>,
+    /// Rows and groups of the batches that were added; the finder may have seen more groups, in one that was not.
     rows: usize,
     count: usize,
     values_bytes: usize,
