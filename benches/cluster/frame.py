@@ -46,29 +46,34 @@ def fill(cluster, table, rows, segments):
 
 
 def measure_row(cluster, runs):
-    """Seconds by client, of the query for one row and of one without a table, and records of the former."""
+    """Seconds of the query for one row and of one without a table, by client, and records of the former.
+
+    Clients take turns as a whole: their times are compared with a target, and not with each other, and threads of
+    one that is idle would take theirs from the others.
+    """
+    ids = itertools.cycle(range(SMALL_ROWS))
+    same, others = (lambda: SMALL_ROWS // 2), (lambda: next(ids))
+    clients = {
+        "pyarrow.flight, the same text": (Flight, same),
+        "pyarrow.flight, another text": (Flight, others),
+        "ADBC, the same text (prepared once)": (Adbc, same),
+        "ADBC, another text (prepared anew)": (Adbc, others),
+    }
+    seconds = {query: {} for query in ("row", "nothing")}
+    for client, (kind, number) in clients.items():
+        with contextlib.ExitStack() as stack:
+            session = kind(cluster, stack)
+
+            def ask(sql, session=session, number=number):
+                table = session.run(sql.format(number()))
+                assert table.num_rows == 1, f"{table.num_rows} rows: {sql}"
+
+            for query, sql in (("row", ROW), ("nothing", NOTHING)):
+                case = {query: lambda ask=ask, sql=sql: ask(sql)}
+                interleave(case, 20)
+                seconds[query][client] = interleave(case, runs)[query]
     with contextlib.ExitStack() as stack:
         flight = Flight(cluster, stack)
-        ids = itertools.cycle(range(SMALL_ROWS))
-        clients = {
-            "ADBC, the same text (prepared once)": (Adbc(cluster, stack), lambda: SMALL_ROWS // 2),
-            "ADBC, another text (prepared anew)": (Adbc(cluster, stack), lambda: next(ids)),
-            "pyarrow.flight, another text": (flight, lambda: next(ids)),
-        }
-
-        def ask(client, sql):
-            session, number = clients[client]
-            table = session.run(sql.format(number()))
-            assert table.num_rows == 1, f"{table.num_rows} rows: {sql}"
-
-        cases = {
-            query: {client: lambda client=client, sql=sql: ask(client, sql) for client in clients}
-            for query, sql in (("row", ROW), ("nothing", NOTHING))
-        }
-        seconds = {}
-        for query, by_client in cases.items():
-            interleave(by_client, 20)
-            seconds[query] = interleave(by_client, runs)
         return seconds, [flight.record(ROW.format(next(ids))) for _ in range(50)]
 
 

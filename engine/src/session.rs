@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 pub(crate) use parameters::{PARAMETERS_MAX, Parameters, describe as describe_parameters};
 pub(crate) use split::LineOffsets;
-pub(crate) use template::Template;
+pub(crate) use template::{Settings, Template};
 
 pub use ingest::{IngestMode, IngestTarget};
 pub use split::split_statements;

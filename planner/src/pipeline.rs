@@ -13,7 +13,8 @@ use crate::rewrite::{
     UnorderedGroupingSets, YieldingJoins,
 };
 
-type Rules = Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>>;
+pub(crate) type Rule = Arc<dyn PhysicalOptimizerRule + Send + Sync>;
+type Rules = Vec<Rule>;
 
 /// The rules in their order, and how many of them are the first ones.
 struct Pipeline {
@@ -44,10 +45,14 @@ impl Pipeline {
         rules.push(Arc::new(CollectJoinKeys::new(Arc::clone(&pushable))));
         rules.push(Arc::new(BroadcastJoins::new(pushable)));
         rules.push(Arc::new(YieldingJoins));
-        let is_check = |rule: &str| rule == "SanityCheckPlan";
-        let others = rules.iter().skip(linking).filter(|rule| !is_check(rule.name()));
+        let others = rules.iter().skip(linking).filter(|rule| !is_check(rule));
         Self { linking: others.cloned().collect(), first: linking, rules }
     }
+}
+
+/// Whether a rule only looks at a plan.
+pub(crate) fn is_check(rule: &Rule) -> bool {
+    rule.name() == "SanityCheckPlan"
 }
 
 /// DataFusion's rules with ours among them.
@@ -77,18 +82,18 @@ pub fn first_rules() -> Rules {
 }
 
 /// The rules after [`first_rules`]: they link operators of one run with each other.
-pub(crate) fn last_rules() -> &'static [Arc<dyn PhysicalOptimizerRule + Send + Sync>] {
+pub(crate) fn last_rules() -> &'static [Rule] {
     PIPELINE.rules.get(PIPELINE.first..).unwrap_or_default()
 }
 
 /// Of [`last_rules`] those that a copy of a plan needs: the plan itself was looked at.
-pub(crate) fn linking_rules() -> &'static [Arc<dyn PhysicalOptimizerRule + Send + Sync>] {
+pub(crate) fn linking_rules() -> &'static [Rule] {
     &PIPELINE.linking
 }
 
 /// `plan` after some rules.
 pub(crate) fn apply_rules(
-    rules: &[Arc<dyn PhysicalOptimizerRule + Send + Sync>],
+    rules: &[Rule],
     plan: Arc<dyn ExecutionPlan>,
     config: &ConfigOptions,
 ) -> Result<Arc<dyn ExecutionPlan>> {

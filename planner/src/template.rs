@@ -9,14 +9,15 @@ use std::sync::{Arc, OnceLock};
 use aubade_catalog::Snapshot;
 use aubade_catalog::snapshot::{Relation, Table};
 use datafusion::common::config::ConfigOptions;
-use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion::common::internal_datafusion_err;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::error::Result;
-use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::aggregates::AggregateExec;
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
 use datafusion::physical_plan::coop::CooperativeExec;
 use datafusion::physical_plan::empty::EmptyExec;
+use datafusion::physical_plan::execution_plan::{ChildrenPropertiesMode, ReplaceChildrenOptions};
 use datafusion::physical_plan::filter::FilterExec;
 use datafusion::physical_plan::joins::{CrossJoinExec, HashJoinExec, NestedLoopJoinExec, SortMergeJoinExec};
 use datafusion::physical_plan::limit::{GlobalLimitExec, LocalLimitExec};
@@ -30,7 +31,7 @@ use datafusion::physical_plan::union::{InterleaveExec, UnionExec};
 use datafusion::physical_plan::windows::{BoundedWindowAggExec, WindowAggExec};
 
 use crate::access::TableAccess;
-use crate::pipeline::{apply_rules, linking_rules};
+use crate::pipeline::{Rule, apply_rules, is_check, last_rules, linking_rules};
 use crate::rewrite::unordered_grouping_sets::UnorderedExec;
 use crate::scan_exec::StorageScanExec;
 
@@ -41,10 +42,10 @@ pub struct PlanTemplate {
     /// The tables whose segments and statistics it was planned for.
     tables: Vec<Arc<Table>>,
     is_exclusive: bool,
-    /// Those of [`linking_rules`] that changed the first copy, and how many nodes there were: joins are sent to nodes by
-    /// their number. With as many nodes the others change none, since all copies are over the same segments, and with the
-    /// same settings.
-    rules: OnceLock<(usize, Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>>)>,
+    /// Those of [`linking_rules`] that changed the plan, and how many nodes there were: joins are sent to nodes by their
+    /// number. With as many nodes the others change no copy, since all are over the same segments, and with the same
+    /// settings.
+    rules: OnceLock<(usize, Vec<Rule>)>,
 }
 
 impl PlanTemplate {
@@ -64,14 +65,33 @@ impl PlanTemplate {
         if !known {
             return Ok(None);
         }
-        let detached = Arc::clone(plan).transform_up(|node| {
-            // The plan that it is made of will run: nothing of it may be held here, such as the build side of a join.
-            match node.downcast_ref::<StorageScanExec>() {
-                Some(scan) => Ok(Transformed::yes(Arc::new(scan.detached()) as Arc<dyn ExecutionPlan>)),
-                None => make_anew(node).map(Transformed::yes),
+        // The plan that it is made of will run: nothing of it may be held here, such as the build side of a join.
+        let plan = copy(plan, &StorageScanExec::detached)?;
+        Ok(Some(Self { plan, tables, is_exclusive, rules: OnceLock::new() }))
+    }
+
+    /// Makes the plan that it was made of ready to run over `snapshot`, as [`crate::pipeline::finish_plan`] does, and takes
+    /// note of what that takes.
+    ///
+    /// # Errors
+    /// When a rule fails.
+    pub fn finish(
+        &self,
+        mut plan: Arc<dyn ExecutionPlan>,
+        snapshot: &Snapshot,
+        config: &ConfigOptions,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let mut needed = Vec::new();
+        for rule in last_rules() {
+            let before = Arc::clone(&plan);
+            plan = rule.optimize(plan, config)?;
+            if !is_check(rule) && !Arc::ptr_eq(&before, &plan) {
+                needed.push(Arc::clone(rule));
             }
-        })?;
-        Ok(Some(Self { plan: detached.data, tables, is_exclusive, rules: OnceLock::new() }))
+        }
+        // It is made ready once.
+        let _ = self.rules.set((snapshot.nodes.len(), needed));
+        Ok(plan)
     }
 
     /// Whether only one copy may run at a time, and the next one only after that has ended as it should.
@@ -97,31 +117,23 @@ impl PlanTemplate {
         access: &Arc<dyn TableAccess>,
         config: &ConfigOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let fresh = Arc::clone(&self.plan).transform_up(|node| {
-            if let Some(scan) = node.downcast_ref::<StorageScanExec>() {
-                let scan: Arc<dyn ExecutionPlan> = Arc::new(scan.attached(snapshot, access));
-                return Ok(Transformed::yes(scan));
-            }
-            make_anew(node).map(Transformed::yes)
-        })?;
-        let nodes = snapshot.nodes.len();
-        match self.rules.get() {
-            Some((with, rules)) if *with == nodes => return apply_rules(rules, fresh.data, config),
-            Some(_) => return apply_rules(linking_rules(), fresh.data, config),
-            None => {}
-        }
-        let (mut plan, mut rules) = (fresh.data, Vec::new());
-        for rule in linking_rules() {
-            let before = Arc::clone(&plan);
-            plan = rule.optimize(plan, config)?;
-            if !Arc::ptr_eq(&before, &plan) {
-                rules.push(Arc::clone(rule));
-            }
-        }
-        // Of two copies that are made at the same time both find the same.
-        let _ = self.rules.set((nodes, rules));
-        Ok(plan)
+        let fresh = copy(&self.plan, &|scan| scan.attached(snapshot, access))?;
+        let rules = self.rules.get().filter(|(nodes, _)| *nodes == snapshot.nodes.len());
+        apply_rules(rules.map_or(linking_rules(), |(_, rules)| rules), fresh, config)
     }
+}
+
+/// A plan of which every operator is made anew, and scans by `scan`.
+#[recursive::recursive]
+fn copy(
+    plan: &Arc<dyn ExecutionPlan>,
+    scan: &dyn Fn(&StorageScanExec) -> StorageScanExec,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    if let Some(leaf) = plan.downcast_ref() {
+        return Ok(Arc::new(scan(leaf)));
+    }
+    let children = plan.children().into_iter().map(|child| copy(child, scan)).collect::<Result<_>>()?;
+    make_anew(plan, children)
 }
 
 /// Whether [`make_anew`] gives an operator that shares no state with the one that it is made of.
@@ -151,27 +163,39 @@ fn starts_anew(node: &dyn ExecutionPlan) -> bool {
         || node.is::<WindowAggExec>()
 }
 
-fn make_anew(node: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
-    if let Some(sort) = node.downcast_ref::<SortExec>()
-        && sort.fetch().is_none()
+/// An operator without the state of a run over copies of its children, which have the properties of these.
+fn make_anew(node: &Arc<dyn ExecutionPlan>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+    if let Some(join) = node.downcast_ref::<HashJoinExec>() {
+        return join.builder().with_new_children(children)?.reset_state().build_exec();
+    }
+    if let Some(aggregate) = node.downcast_ref::<AggregateExec>()
+        && !aggregate.dynamic_expressions_produced().is_empty()
     {
-        // Resetting gives it a bound, as if it kept only its first rows.
-        let fresh = node.clone().reset_state()?;
-        let unbounded = fresh.downcast_ref::<SortExec>().map(|sort| sort.with_fetch(None));
-        return Ok(unbounded.map_or(fresh, |sort| Arc::new(sort)));
+        // A copy would share the bound of its minimum or maximum, which rules out the very row that another run needs.
+        let input =
+            children.into_iter().next().ok_or_else(|| internal_datafusion_err!("an aggregate has one child"))?;
+        let fresh = AggregateExec::try_new(
+            *aggregate.mode(),
+            Arc::new(aggregate.group_expr().clone()),
+            aggregate.aggr_expr().to_vec(),
+            aggregate.filter_expr().to_vec(),
+            input,
+            aggregate.input_schema(),
+        )?;
+        return Ok(Arc::new(fresh.with_new_limit_options(aggregate.limit_options())));
     }
-    let Some(aggregate) = node.downcast_ref::<AggregateExec>() else { return node.reset_state() };
-    if aggregate.dynamic_expressions_produced().is_empty() {
-        return node.reset_state();
+    let options = ReplaceChildrenOptions::new(ChildrenPropertiesMode::Keep);
+    let fresh = Arc::clone(node).replace_children(children, options)?;
+    if fresh.is::<ScalarSubqueryExec>() {
+        return fresh.reset_state();
     }
-    // A copy would share the bound of its minimum or maximum, which rules out the very row that another run needs.
-    let fresh = AggregateExec::try_new(
-        *aggregate.mode(),
-        Arc::new(aggregate.group_expr().clone()),
-        aggregate.aggr_expr().to_vec(),
-        aggregate.filter_expr().to_vec(),
-        Arc::clone(aggregate.input()),
-        aggregate.input_schema(),
-    )?;
-    Ok(Arc::new(fresh.with_new_limit_options(aggregate.limit_options())))
+    let Some(sort) = fresh.downcast_ref::<SortExec>() else { return Ok(fresh) };
+    let is_bounded = sort.fetch().is_some();
+    let fresh = fresh.reset_state()?;
+    if is_bounded {
+        return Ok(fresh);
+    }
+    // Resetting gives it a bound, as if it kept only its first rows.
+    let unbounded = fresh.downcast_ref::<SortExec>().map(|sort| sort.with_fetch(None));
+    Ok(unbounded.map_or(fresh, |sort| Arc::new(sort)))
 }

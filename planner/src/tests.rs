@@ -445,8 +445,11 @@ async fn copies_of_a_kept_plan_are_linked_as_plans_are() {
         state.create_physical_plan(&plan).await.unwrap()
     };
     let text = |plan: &Arc<dyn ExecutionPlan>| displayable(plan.as_ref()).indent(true).to_string();
-    let kept = PlanTemplate::try_new(&planned(&first, 4).await, Vec::new()).unwrap().unwrap();
+    let plan = planned(&first, 4).await;
+    let kept = PlanTemplate::try_new(&plan, Vec::new()).unwrap().unwrap();
     // Which of the last rules change it is found out with four nodes, to all of which no build side goes.
+    let finished = kept.finish(plan, &with_nodes(4), full.config_options()).unwrap();
+    assert_eq!(text(&finished), text(&planned(&full, 4).await));
     for nodes in [4, 4, 1, 1, 4] {
         let expected = text(&planned(&full, nodes).await);
         assert_eq!(expected.contains("BroadcastExec"), nodes == 1, "{expected}");

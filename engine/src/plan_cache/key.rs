@@ -10,7 +10,7 @@ use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::tokenizer::{Location, Token, Tokenizer, Word};
 
 use crate::limits::{PLAN_KEY_BYTES_MAX, PLAN_KEY_TEXT_BYTES_MAX};
-use crate::session::{Parameters, Template};
+use crate::session::{Parameters, Settings, Template};
 
 /// The words of a query, however they are spaced and commented, with the values of its parameters and all else that
 /// its plan depends on, but for the segments of its tables.
@@ -20,7 +20,7 @@ pub(crate) struct PlanKey {
     pub(super) tokens: Arc<[Token]>,
     /// With their types: timestamps of different zones are equal as values.
     pub(super) parameters: Arc<[(String, DataType, ScalarValue)]>,
-    pub(super) settings: Arc<str>,
+    pub(super) settings: Settings,
     pub(super) schema_version: Version,
 }
 
@@ -51,7 +51,7 @@ impl PlanKey {
             kind: Kind::Exact,
             tokens: tokens.into(),
             parameters: parameters.into(),
-            settings: Arc::clone(&template.settings),
+            settings: template.settings.clone(),
             schema_version,
         })
     }

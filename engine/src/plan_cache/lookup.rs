@@ -11,7 +11,7 @@ use datafusion::sql::sqlparser::tokenizer::{Location, Token};
 
 use super::key::{Kind, PlanKey, tokens_of};
 use super::lift::{Lift, Lifts, lift, placeholder, rename};
-use crate::session::{Parameters, Template};
+use crate::session::{Parameters, Settings, Template};
 
 /// Constants and parameters of one plan: what binding them costs grows with their number.
 const LIFTED_MAX: usize = 256;
@@ -160,7 +160,7 @@ impl Lookup {
             kind,
             tokens: tokens.into(),
             parameters,
-            settings: Arc::clone(&self.exact.settings),
+            settings: self.exact.settings.clone(),
             schema_version: self.exact.schema_version,
         }
     }

@@ -1,6 +1,7 @@
 //! What the statements of a session are planned with: functions, rules and settings, without tables.
 
 use std::fmt::Write;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use aubade_planner::pipeline::first_rules;
@@ -16,8 +17,35 @@ pub(crate) struct Template {
     pub(crate) state: Opaque<SessionState>,
     /// With the rules whose plans can be kept.
     pub(crate) first_stage: Opaque<SessionState>,
-    /// All settings as text: plans depend on them.
-    pub(crate) settings: Arc<str>,
+    /// Plans depend on them.
+    pub(crate) settings: Settings,
+}
+
+/// All settings as text. It is longer than most statements, and a part of the keys of all, so that it is hashed once.
+#[derive(Clone, Debug, Eq)]
+pub(crate) struct Settings {
+    text: Arc<str>,
+    hash: u64,
+}
+
+impl Settings {
+    fn new(text: String) -> Self {
+        let mut hasher = DefaultHasher::new();
+        text.hash(&mut hasher);
+        Self { hash: hasher.finish(), text: text.into() }
+    }
+}
+
+impl PartialEq for Settings {
+    fn eq(&self, other: &Self) -> bool {
+        self.hash == other.hash && (Arc::ptr_eq(&self.text, &other.text) || self.text == other.text)
+    }
+}
+
+impl Hash for Settings {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.hash.hash(state);
+    }
 }
 
 impl Template {
@@ -41,6 +69,6 @@ impl Template {
         }
         let first_stage =
             SessionStateBuilder::new_from_existing(state.clone()).with_physical_optimizer_rules(first_rules()).build();
-        Self { state: Opaque::new(state), first_stage: Opaque::new(first_stage), settings: settings.into() }
+        Self { state: Opaque::new(state), first_stage: Opaque::new(first_stage), settings: Settings::new(settings) }
     }
 }

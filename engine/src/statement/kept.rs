@@ -225,10 +225,10 @@ async fn plan_physically(context: &StatementContext, entry: &Arc<Entry>, plan: &
     let tables = KeptPlan::tables_of(plan).map_err(failed)?;
     let plan = context.first_stage(plan).await?;
     let template = PlanTemplate::try_new(&plan, tables).map_err(failed)?;
-    let lease = template.and_then(|template| entry.set_template(template));
     let config = context.template.state.config().options();
-    let plan = finish_plan(plan, config).map_err(failed)?;
-    Ok((plan, lease))
+    let Some(template) = template else { return Ok((finish_plan(plan, config).map_err(failed)?, None)) };
+    let plan = template.finish(plan, context.snapshot(), config).map_err(failed)?;
+    Ok((plan, entry.set_template(template)))
 }
 
 /// DISCARD PLANS.

@@ -14,7 +14,7 @@ use datafusion::sql::sqlparser::ast::{Ident, Statement as SqlAst};
 use futures::FutureExt;
 
 use super::{Body, Statement, StatementContext, kept, run_plan, unsupported};
-use crate::session::{Parameters, QueryOutput};
+use crate::session::{Parameters, QueryOutput, Settings};
 
 /// Named statements of one session: bounds its memory.
 const NAMED_STATEMENTS_MAX: usize = 1_000;
@@ -34,7 +34,7 @@ pub(crate) struct NamedStatement {
 struct Known {
     /// For which schema, and by which settings.
     schema_version: Version,
-    settings: Arc<str>,
+    settings: Settings,
     /// How many there are.
     wanted: usize,
     /// Their types, where all are known.
@@ -47,7 +47,7 @@ impl Known {
         let types = prepared.fields.iter().map(|field| field.data_type().clone()).collect();
         Ok(Self {
             schema_version: context.snapshot().schema_version,
-            settings: Arc::clone(&context.template.settings),
+            settings: context.template.settings.clone(),
             wanted,
             types,
         })
