@@ -75,6 +75,8 @@ pub(crate) const WIRE_BYTES_PER_MICRO: f64 = 125.0;
 pub(crate) const PLAN_CACHE_ENTRIES_MAX: u64 = 512;
 /// Time after which a plan that nobody asked for is forgotten.
 pub(crate) const PLAN_CACHE_AGE_MAX: Duration = Duration::from_secs(3_600);
+/// Plans in a row from which no plan for other values was learnt, after which none is compared any more.
+pub(crate) const PLAN_CACHE_LESSONS_MAX: u32 = 8;
 /// Bytes of a statement whose plan is kept: longer ones are written by programs, and hardly twice.
 pub(crate) const PLAN_KEY_TEXT_BYTES_MAX: usize = 64 << 10;
 /// Bytes of the parameters of such a statement.

@@ -7,8 +7,10 @@
 //! statistics, and so the best plan: then the logical plan is planned again for the newer snapshot.
 //!
 //! A statement whose constants or parameters have other values shares the optimised logical plan: constants that may
-//! change are lifted out of it ([`lift`]). It is planned physically for its values, since these decide which segments are
-//! scanned and in which order tables are joined; when it comes again, it gets an entry of its own.
+//! change are lifted out of it ([`lift`]). Of two physical plans of one shape a [`GenericPlan`] is learnt where they differ
+//! in values only, and copied for the values of the statements after them. Where there is none, or the values change too
+//! much, the statement is planned physically for its values, since these decide in which order tables are joined; when
+//! it comes again, it gets an entry of its own.
 
 mod key;
 mod lease;
@@ -20,7 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use aubade_catalog::Snapshot;
-use aubade_planner::{KeptPlan, Opaque, PlanTemplate};
+use aubade_planner::{Binding, GenericPlan, KeptPlan, Opaque, PlanTemplate};
 use moka::sync::Cache;
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -30,7 +32,7 @@ pub(crate) use lease::Lease;
 use lift::Lifts;
 pub(crate) use lookup::{Lookup, Shape};
 
-use crate::limits::{PLAN_CACHE_AGE_MAX, PLAN_CACHE_ENTRIES_MAX, PLAN_CACHE_TEXT_BYTES_MAX};
+use crate::limits::{PLAN_CACHE_AGE_MAX, PLAN_CACHE_ENTRIES_MAX, PLAN_CACHE_LESSONS_MAX, PLAN_CACHE_TEXT_BYTES_MAX};
 use crate::query::cut;
 use crate::session::Prepared;
 
@@ -38,7 +40,7 @@ use crate::session::Prepared;
 #[derive(Debug)]
 pub(crate) struct PlanCache {
     entries: Cache<PlanKey, Arc<Entry>>,
-    /// What statements are, by keys without parameters.
+    /// What statements are, by keys and shapes without parameters.
     descriptions: Cache<PlanKey, Prepared>,
     /// Which constants may change in statements that differ in constants only; `None` where such have no plan in common.
     lifts: Cache<PlanKey, Option<Arc<Lifts>>>,
@@ -72,6 +74,8 @@ pub(crate) struct Entry {
     lifted: usize,
     plan: Opaque<KeptPlan>,
     template: Mutex<Option<Template>>,
+    /// Of all statements of a shape.
+    lesson: Mutex<Lesson>,
     planning_micros: AtomicU64,
     hits: AtomicU64,
     template_hits: AtomicU64,
@@ -83,6 +87,17 @@ struct Template {
     plan: Arc<PlanTemplate>,
     /// A copy runs of a plan of which only one may.
     leased: bool,
+}
+
+/// What was learnt of the plans of a shape.
+#[derive(Clone, Debug, Default)]
+struct Lesson {
+    /// A plan, and what it was made for.
+    example: Option<(Arc<PlanTemplate>, Arc<Binding>)>,
+    /// What was learnt of the example and another plan.
+    generic: Option<Arc<GenericPlan>>,
+    /// Plans from which nothing could be learnt, one after the other.
+    failures: u32,
 }
 
 impl Default for PlanCache {
@@ -145,6 +160,7 @@ impl PlanCache {
             lifted,
             plan,
             template: Mutex::default(),
+            lesson: Mutex::default(),
             planning_micros: AtomicU64::new(0),
             hits: AtomicU64::new(0),
             template_hits: AtomicU64::new(0),
@@ -216,12 +232,12 @@ impl Entry {
 
     /// Keeps a physical plan, unless there is one of which a copy runs. What it was made of is run by the caller, who
     /// gets the lease where only one may run.
-    pub(crate) fn set_template(self: &Arc<Self>, plan: PlanTemplate) -> Option<Lease> {
+    pub(crate) fn set_template(self: &Arc<Self>, plan: Arc<PlanTemplate>) -> Option<Lease> {
         let mut slot = self.template.lock();
         if slot.as_ref().is_some_and(|template| template.leased) {
             return None;
         }
-        let (leased, plan) = (plan.is_exclusive(), Arc::new(plan));
+        let leased = plan.is_exclusive();
         *slot = Some(Template { plan: Arc::clone(&plan), leased });
         leased.then(|| Lease::new(Arc::clone(self), plan))
     }
@@ -239,6 +255,48 @@ impl Entry {
             Some(template) if is_clean => template.leased = false,
             Some(_) => *slot = None,
             None => {}
+        }
+    }
+
+    /// The plan for other values, if one was learnt for the segments of `snapshot`.
+    pub(crate) fn generic(&self, snapshot: &Snapshot) -> Option<Arc<GenericPlan>> {
+        let mut lesson = self.lesson.lock();
+        if lesson.example.as_ref().is_some_and(|(example, _)| !example.fits(snapshot)) {
+            *lesson = Lesson::default();
+        }
+        lesson.generic.clone()
+    }
+
+    /// Whether another plan may still teach something.
+    pub(crate) fn learns(&self) -> bool {
+        self.lesson.lock().failures < PLAN_CACHE_LESSONS_MAX
+    }
+
+    /// Learns from a physical plan of a statement of the shape, and its values.
+    pub(crate) fn learn(&self, template: &Arc<PlanTemplate>, binding: Binding) {
+        let before = self.lesson.lock().clone();
+        let learnt = before.example.as_ref().and_then(|(example, of_example)| {
+            let learnt = GenericPlan::learn(example, of_example, template, &binding);
+            learnt.inspect_err(|error| tracing::debug!(%error, "nothing is learnt from a plan")).ok()?
+        });
+        let mut lesson = self.lesson.lock();
+        let is_as_before = match (&lesson.example, &before.example) {
+            (Some((now, _)), Some((example, _))) => Arc::ptr_eq(now, example),
+            (now, example) => now.is_none() && example.is_none(),
+        };
+        // Another statement has taught something meanwhile, or rows were written.
+        if !is_as_before {
+            return;
+        }
+        match learnt {
+            Some(generic) if lesson.generic.as_ref().is_none_or(|before| generic.is_at_least(before)) => {
+                (lesson.generic, lesson.failures) = (Some(Arc::new(generic)), 0);
+            }
+            _ => lesson.failures += u32::from(lesson.example.is_some()),
+        }
+        // One that has taught something stays, however different others are.
+        if lesson.generic.is_none() {
+            lesson.example = Some((Arc::clone(template), Arc::new(binding)));
         }
     }
 

@@ -232,8 +232,8 @@ pub(crate) async fn describe(context: &StatementContext, statement: Statement, s
         plan => (query::result_schema(context, plan, parameters.fields().is_empty())?, true),
     };
     let prepared = Prepared { sql, schema, parameters, is_query };
-    if let Some(lookup) = context.lookup.as_ref().filter(|_| is_kept) {
-        context.engine().plans().add_description(lookup.exact().clone(), prepared.clone());
+    if is_kept {
+        context.keep_description(&prepared);
     }
     Ok(prepared)
 }

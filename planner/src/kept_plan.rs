@@ -7,7 +7,7 @@ use arrow::datatypes::{DataType, Field};
 use aubade_catalog::snapshot::{Relation, RelationName, Table};
 use aubade_catalog::{SegmentStatistics, Snapshot};
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
-use datafusion::common::{Column, ScalarValue, internal_err};
+use datafusion::common::{Column, internal_err};
 use datafusion::datasource::{provider_as_source, source_as_provider};
 use datafusion::error::Result;
 use datafusion::execution::SessionState;
@@ -19,6 +19,7 @@ use datafusion::optimizer::simplify_expressions::SimplifyExpressions;
 use datafusion::optimizer::{Optimizer, OptimizerRule};
 
 use crate::access::{NoAccess, TableAccess};
+use crate::binding::{Binding, Occurrences, Values};
 use crate::table::AubadeTable;
 
 /// A query over tables of the cluster that means the same at any time. Its scans hold no snapshot and no segments: they
@@ -215,7 +216,7 @@ fn compares_each_once(expression: &Expr, seen: &mut BTreeSet<String>, casts: &mu
 }
 
 /// Whether values make a constant of an expression.
-fn is_constant(expression: &Expr) -> Result<bool> {
+pub(crate) fn is_constant(expression: &Expr) -> Result<bool> {
     let varies = expression.exists(|part| {
         Ok(!matches!(
             part,
@@ -315,16 +316,13 @@ fn with_types(plan: LogicalPlan, types: &BTreeMap<String, DataType>) -> Result<L
     Ok(typed.data)
 }
 
-/// A plan of [`optimize_shared`] with values in the place of placeholders, and what follows from them.
+/// A plan of [`optimize_shared`] with values in the place of placeholders, and what follows from them; and what the values
+/// are to it.
 ///
 /// # Errors
 /// When a placeholder has no value, or an expression over them none.
-pub fn with_values(
-    plan: LogicalPlan,
-    values: &BTreeMap<String, ScalarValue>,
-    state: &SessionState,
-) -> Result<LogicalPlan> {
-    let simplify = SimplifyExpressions::new();
+pub fn with_values(plan: LogicalPlan, values: &Values, state: &SessionState) -> Result<(LogicalPlan, Binding)> {
+    let (simplify, mut occurrences) = (SimplifyExpressions::new(), Occurrences::default());
     let mut holds = holds_for_all_values(&plan)?;
     let bound = plan.transform_up_with_subqueries(|node| {
         if !node_has_placeholder(&node)? {
@@ -332,6 +330,7 @@ pub fn with_values(
         }
         let names = NamePreserver::new(&node);
         let (columns_before, _) = columns_and_decided(&node)?;
+        let before = node.clone();
         let node = node.map_expressions(|expression| {
             let name = names.save(&expression);
             let bound = expression.transform_up(|part| match part {
@@ -346,9 +345,11 @@ pub fn with_values(
         let simplified = simplify.rewrite(node.data, state)?.data;
         let (columns, decided) = columns_and_decided(&simplified)?;
         holds &= !decided && columns == columns_before;
+        occurrences.compare(&before, &simplified)?;
         Ok(Transformed::yes(simplified))
     })?;
-    if holds { Ok(bound.data) } else { settle(bound.data, state) }
+    let plan = if holds { bound.data } else { settle(bound.data, state)? };
+    Ok((plan, occurrences.binding(values)))
 }
 
 fn go_on_while(going: bool) -> TreeNodeRecursion {

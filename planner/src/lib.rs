@@ -46,6 +46,7 @@
 //! ```
 
 pub mod access;
+pub mod binding;
 mod broadcast;
 pub mod catalog;
 pub mod embedded;
@@ -53,6 +54,7 @@ pub mod errors;
 mod estimate;
 pub mod explain;
 pub mod files;
+pub mod generic_plan;
 mod group_ranges;
 mod join_keys;
 pub mod kept_plan;
@@ -76,9 +78,11 @@ pub mod template;
 pub const OPTIONAL_CONSUMERS: [&str; 2] = [broadcast::CONSUMER, shared_scan::CONSUMER];
 
 pub use access::{ScanTask, TableAccess};
+pub use binding::{Binding, Values};
 pub use catalog::SnapshotCatalog;
 pub use embedded::{FragmentInfo, PlannedQuery, Planner, PlannerOptions, storage_scans};
 pub use errors::improve_error;
+pub use generic_plan::GenericPlan;
 pub use kept_plan::KeptPlan;
 pub use opaque::Opaque;
 pub use options::{

@@ -18,8 +18,9 @@ use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{Statistics, internal_datafusion_err};
 use datafusion::error::Result;
 use datafusion::execution::{RecordBatchStream, SendableRecordBatchStream, TaskContext};
-use datafusion::physical_expr::expressions::Column;
-use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr, conjunction};
+use datafusion::logical_expr::Operator;
+use datafusion::physical_expr::expressions::{BinaryExpr, Column, Literal};
+use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr, conjunction, split_conjunction};
 use datafusion::physical_plan::aggregates::AggregateExec;
 use datafusion::physical_plan::coop::make_cooperative;
 use datafusion::physical_plan::empty::EmptyExec;
@@ -233,6 +234,76 @@ impl StorageScanExec {
     pub(crate) fn attached(&self, snapshot: &Arc<Snapshot>, access: &Arc<dyn TableAccess>) -> Self {
         let target = ScanTarget { snapshot: Arc::clone(snapshot), access: Arc::clone(access), ..self.target.clone() };
         Self { target, metrics: ScanMetrics::new(), counted: Arc::default(), ..self.clone() }
+    }
+
+    /// The scan for one run with another filter over the same columns, in as many partitions, of which some may be
+    /// empty; `None` where operators that were planned for this one need not do for that. `keeps_estimate`: as many rows
+    /// are thought to pass it.
+    ///
+    /// # Errors
+    /// When the filter does not fit.
+    pub(crate) fn with_other_filter(
+        &self,
+        filter: &Arc<dyn PhysicalExpr>,
+        keeps_estimate: bool,
+    ) -> Result<Option<Self>> {
+        let before = self.fragment.as_ref();
+        let mut fragment = compose(before.scan_schema(), Some(filter), before.projection(), before.limit())?;
+        if let Some(reduction) = before.reduction() {
+            fragment = fragment.with_reduction(reduction.clone())?;
+        }
+        let mut segments = Segments::new(&self.target, &fragment);
+        let partitions = self.segments.shares.len();
+        if segments.shares.len() > partitions {
+            return Ok(None);
+        }
+        // Which groups a condition on groups may leave out at storage depends on the segments that have rows of theirs.
+        if before.reduction().is_some_and(|reduction| reduction.having().is_some())
+            && segments.kept != self.segments.kept
+        {
+            return Ok(None);
+        }
+        segments.shares.resize_with(partitions, Vec::new);
+        let (fragment, segments) = (Arc::new(fragment), Arc::new(segments));
+        if keeps_estimate {
+            return Ok(Some(Self { fragment, segments, ..self.clone() }));
+        }
+        let scan = Self::build(self.target.clone(), fragment, self.selectivity, segments, self.not_pushed.clone())?;
+        // Operators above see by these that they need not find out their own again.
+        Ok(Some(Self { properties: Arc::clone(&self.properties), ..scan }))
+    }
+
+    /// Whether operators above can know no more of its rows than what its filter says for any value in the place of one
+    /// that it compares a column with: neither that there are none, nor that a column has one value, unless the column
+    /// has to be equal to one. A range may be of one value, and another one of more.
+    ///
+    /// # Errors
+    /// When the filter does not fit.
+    pub(crate) fn promises_no_more_than_filter(&self) -> Result<bool> {
+        let (schema, filter) = (self.fragment.scan_schema(), self.fragment.filter());
+        let Some(filter) = filter else { return Ok(true) };
+        if self.statistics.num_rows.is_exact() == Some(true) {
+            return Ok(false);
+        }
+        let columns = schema.fields().iter().enumerate().map(|(index, field)| ProjectionColumn {
+            expression: Arc::new(Column::new(field.name(), index)),
+            name: field.name().clone(),
+        });
+        let all = Fragment::try_new(Arc::clone(schema), Some(Arc::clone(filter)), columns.collect(), None)?;
+        let rows_kept = self.segments.rows(&self.target, &self.segments.kept);
+        let estimate = estimate(&self.target, &all, self.selectivity, rows_kept, self.segments.shares.len())?;
+        let equal: Vec<_> = split_conjunction(filter)
+            .into_iter()
+            .filter_map(|conjunct| conjunct.downcast_ref::<BinaryExpr>())
+            .filter(|binary| {
+                *binary.op() == Operator::Eq && (binary.left().is::<Literal>() || binary.right().is::<Literal>())
+            })
+            .flat_map(|binary| [binary.left(), binary.right()])
+            .collect();
+        // The value itself is constant as well.
+        let mut constants =
+            estimate.equivalence.constants().into_iter().filter(|constant| !constant.expr.is::<Literal>());
+        Ok(constants.all(|constant| equal.contains(&&constant.expr)))
     }
 
     /// The scan as one that shares what it gives with others.

@@ -31,6 +31,7 @@ use datafusion::physical_plan::union::{InterleaveExec, UnionExec};
 use datafusion::physical_plan::windows::{BoundedWindowAggExec, WindowAggExec};
 
 use crate::access::TableAccess;
+use crate::explain::plan_text;
 use crate::pipeline::{Rule, apply_rules, is_check, last_rules, linking_rules};
 use crate::rewrite::unordered_grouping_sets::UnorderedExec;
 use crate::scan_exec::StorageScanExec;
@@ -66,7 +67,7 @@ impl PlanTemplate {
             return Ok(None);
         }
         // The plan that it is made of will run: nothing of it may be held here, such as the build side of a join.
-        let plan = copy(plan, &StorageScanExec::detached)?;
+        let plan = copy(plan, &mut |scan| Ok(scan.detached()))?;
         Ok(Some(Self { plan, tables, is_exclusive, rules: OnceLock::new() }))
     }
 
@@ -117,20 +118,75 @@ impl PlanTemplate {
         access: &Arc<dyn TableAccess>,
         config: &ConfigOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let fresh = copy(&self.plan, &|scan| scan.attached(snapshot, access))?;
-        let rules = self.rules.get().filter(|(nodes, _)| *nodes == snapshot.nodes.len());
-        apply_rules(rules.map_or(linking_rules(), |(_, rules)| rules), fresh, config)
+        self.link(self.copy(&mut |scan| Ok(scan.attached(snapshot, access)))?, snapshot, config)
     }
+
+    /// A copy that is not linked yet, with what `scan` makes of its scans, in the order of [`PlanTemplate::scans`].
+    ///
+    /// # Errors
+    /// When an operator cannot be made again.
+    pub(crate) fn copy(
+        &self,
+        scan: &mut dyn FnMut(&StorageScanExec) -> Result<StorageScanExec>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        copy(&self.plan, scan)
+    }
+
+    /// Makes a copy ready to run over `snapshot`.
+    ///
+    /// # Errors
+    /// When a rule fails.
+    pub(crate) fn link(
+        &self,
+        plan: Arc<dyn ExecutionPlan>,
+        snapshot: &Snapshot,
+        config: &ConfigOptions,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let rules = self.rules.get().filter(|(nodes, _)| *nodes == snapshot.nodes.len());
+        apply_rules(rules.map_or(linking_rules(), |(_, rules)| rules), plan, config)
+    }
+
+    /// Whether another plan is over the same segments of the same tables.
+    pub(crate) fn is_over_same(&self, other: &Self) -> bool {
+        self.tables.len() == other.tables.len()
+            && self.tables.iter().zip(&other.tables).all(|(one, other)| Arc::ptr_eq(one, other))
+    }
+
+    /// Its scans, without a snapshot.
+    ///
+    /// # Errors
+    /// When the plan cannot be walked.
+    pub(crate) fn scans(&self) -> Result<Vec<StorageScanExec>> {
+        scans_of(&self.plan)
+    }
+
+    /// Its text, without a snapshot.
+    pub(crate) fn text(&self) -> String {
+        plan_text(self.plan.as_ref())
+    }
+}
+
+/// The scans of a plan, in the order of its leaves.
+///
+/// # Errors
+/// When the plan cannot be walked.
+pub(crate) fn scans_of(plan: &Arc<dyn ExecutionPlan>) -> Result<Vec<StorageScanExec>> {
+    let mut scans = Vec::new();
+    plan.apply(|node| {
+        scans.extend(node.downcast_ref::<StorageScanExec>().cloned());
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(scans)
 }
 
 /// A plan of which every operator is made anew, and scans by `scan`.
 #[recursive::recursive]
 fn copy(
     plan: &Arc<dyn ExecutionPlan>,
-    scan: &dyn Fn(&StorageScanExec) -> StorageScanExec,
+    scan: &mut dyn FnMut(&StorageScanExec) -> Result<StorageScanExec>,
 ) -> Result<Arc<dyn ExecutionPlan>> {
     if let Some(leaf) = plan.downcast_ref() {
-        return Ok(Arc::new(scan(leaf)));
+        return Ok(Arc::new(scan(leaf)?));
     }
     let children = plan.children().into_iter().map(|child| copy(child, scan)).collect::<Result<_>>()?;
     make_anew(plan, children)

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};
 
 use arrow::datatypes::DataType;
+use aubade_planner::Values;
 use aubade_proto::Version;
 use datafusion::common::ScalarValue;
 use datafusion::sql::sqlparser::ast::Statement;
@@ -11,7 +12,7 @@ use datafusion::sql::sqlparser::tokenizer::{Location, Token};
 
 use super::key::{Kind, PlanKey, tokens_of};
 use super::lift::{Lift, Lifts, lift, placeholder, rename};
-use crate::session::{Parameters, Settings, Template};
+use crate::session::{Parameters, Template};
 
 /// Constants and parameters of one plan: what binding them costs grows with their number.
 const LIFTED_MAX: usize = 256;
@@ -45,7 +46,7 @@ pub(crate) struct Shape {
     /// Names the plan for all values.
     pub(crate) key: PlanKey,
     /// Of constants and parameters, by their placeholders.
-    pub(crate) values: BTreeMap<String, ScalarValue>,
+    pub(crate) values: Values,
     /// Different constants that are not in it.
     pub(crate) lifted: usize,
 }

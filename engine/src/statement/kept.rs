@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use aubade_planner::kept_plan::{optimize_shared, with_values};
 use aubade_planner::pipeline::finish_plan;
-use aubade_planner::{KeptPlan, Opaque, PlanTemplate, plan_cache_enabled};
+use aubade_planner::{Binding, KeptPlan, Opaque, PlanTemplate, plan_cache_enabled};
 use aubade_proto::{Error, Result};
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::LogicalPlan;
@@ -25,10 +25,22 @@ impl StatementContext {
         }
     }
 
-    /// What the statement is, if that was found out before.
+    /// What the statement is, if that was found out before of it or of one with other constants: those that may change
+    /// are in conditions, which decide neither columns nor types.
     pub(crate) fn described(&self, sql: &str) -> Option<Prepared> {
-        let prepared = self.engine().plans().description(self.lookup.as_ref()?.exact())?;
+        let (plans, lookup) = (self.engine().plans(), self.lookup.as_ref()?);
+        let of_shape = || plans.description(&plans.shape(lookup)?.key);
+        let prepared = plans.description(lookup.exact()).or_else(of_shape)?;
         Some(Prepared { sql: sql.to_owned(), ..prepared })
+    }
+
+    /// Takes note of what the statement is.
+    pub(super) fn keep_description(&self, prepared: &Prepared) {
+        let (plans, Some(lookup)) = (self.engine().plans(), &self.lookup) else { return };
+        plans.add_description(lookup.exact().clone(), prepared.clone());
+        if let Some(shape) = plans.shape(lookup) {
+            plans.add_description(shape.key, prepared.clone());
+        }
     }
 
     fn now(&self) -> Duration {
@@ -94,7 +106,7 @@ async fn again(
         context.engine().plans().remove(key);
         return Ok(None);
     };
-    let planned = plan_physically(context, entry, &plan).boxed().await?;
+    let planned = plan_physically(context, &plan, Some(entry), None).boxed().await?;
     entry.count_hit(false, context.now().saturating_sub(started));
     Ok(Some(planned))
 }
@@ -108,23 +120,31 @@ async fn of_shape(
 ) -> Result<Option<Planned>> {
     let (plans, snapshot) = (context.engine().plans(), context.snapshot());
     let Some(entry) = plans.get(&shape.key) else { return Ok(None) };
+    if let Some(plan) = generic_copy(context, &entry, shape) {
+        entry.count_hit(true, context.now().saturating_sub(started));
+        return Ok(Some((plan, None)));
+    }
     let over = entry.plan().over(snapshot, &context.engine().access()).map_err(|error| context.improve(error))?;
     let Some(plan) = over else {
         plans.remove(&shape.key);
         return Ok(None);
     };
     // Where these values do not do, planning from the text tells why.
-    let Ok(plan) = with_values(plan, &shape.values, context.template.state.as_ref()).map(Opaque::new) else {
+    let bound = with_values(plan, &shape.values, context.template.state.as_ref());
+    let Ok((plan, binding)) = bound.map(|(plan, binding)| (Opaque::new(plan), binding)) else {
         return Ok(None);
     };
-    let planned = match plans.see(lookup.exact()) {
+    // One that comes again gets an entry of its own, unless a copy of another's plan does for it.
+    let own = match plans.see(lookup.exact()) {
         true => {
             let own = keep(context, lookup.exact(), &plan)?;
             own.planned_in(entry.planning_time());
-            plan_physically(context, &own, &plan).boxed().await
+            Some(own)
         }
-        false => once(context, &plan).boxed().await.map(|plan| (plan, None)),
+        false => None,
     };
+    let of_shape = Some((&entry, binding));
+    let planned = plan_physically(context, &plan, own.as_ref(), of_shape).boxed().await;
     if let Err(error) = &planned {
         // The text may say it in a way that can be planned, or tell better what is wrong.
         tracing::debug!(error = %error.chain(), "a plan for all values cannot be run with these");
@@ -136,11 +156,14 @@ async fn of_shape(
     planned.map(Some)
 }
 
-/// The physical plan for one run.
-async fn once(context: &StatementContext, plan: &LogicalPlan) -> Result<Arc<dyn ExecutionPlan>> {
-    let plan = context.first_stage(plan).await?;
-    let config = context.template.state.config().options();
-    finish_plan(plan, config).map_err(|error| context.improve(error))
+/// A copy of the plan for other values with those of a statement, if there is such a plan and it does for them.
+fn generic_copy(context: &StatementContext, entry: &Entry, shape: &Shape) -> Option<Arc<dyn ExecutionPlan>> {
+    let (snapshot, access) = (context.snapshot(), context.engine().access());
+    let (generic, config) = (entry.generic(snapshot)?, context.template.state.config().options());
+    let copied = generic.instantiate(&shape.values, snapshot, &access, config);
+    copied
+        .inspect_err(|error| tracing::warn!(%error, "a generic plan cannot be copied; planning for the values"))
+        .ok()?
 }
 
 /// Keeps the optimised plan of a statement with its values.
@@ -165,13 +188,14 @@ pub(super) async fn run_first(
     // Wanted only where nothing is lifted, and done in any case: values that do not fit are told in the same words.
     let bound = parameters.bind(plan.clone())?;
     let (optimized, shared) = match lifted(context, lookup, ast).boxed().await {
-        Some((plan, shared)) => (plan, Some(shared)),
+        Some((plan, shared, binding)) => (plan, Some((shared, binding))),
         None => (Opaque::new(context.state().optimize(&bound).map_err(failed)?), None),
     };
     let entry = keep(context, lookup.exact(), &optimized)?;
-    let (plan, lease) = plan_physically(context, &entry, &optimized).boxed().await?;
+    let of_shape = shared.as_ref().map(|(shared, binding)| (shared, binding.clone()));
+    let (plan, lease) = plan_physically(context, &optimized, Some(&entry), of_shape).boxed().await?;
     let run = context.run()?;
-    shared.iter().chain([&entry]).for_each(|entry| entry.planned_in(run.elapsed()));
+    shared.iter().map(|(shared, _)| shared).chain([&entry]).for_each(|entry| entry.planned_in(run.elapsed()));
     run.hold(lease);
     run.planned(&plan);
     query::start(context, plan).map(Some)
@@ -183,7 +207,7 @@ pub(super) async fn lifted(
     context: &StatementContext,
     lookup: &Lookup,
     ast: Ast,
-) -> Option<(Opaque<LogicalPlan>, Arc<Entry>)> {
+) -> Option<(Opaque<LogicalPlan>, Arc<Entry>, Binding)> {
     let Ast::Statement(statement) = ast else { return None };
     let plans = context.engine().plans();
     if plans.knows_lifts(lookup) && plans.shape(lookup).is_none() {
@@ -202,10 +226,11 @@ pub(super) async fn lifted(
         return None;
     };
     let kept = Opaque::new(KeptPlan::new(plan.as_ref().clone()).ok()?);
-    let bound = with_values(plan.as_ref().clone(), &shape.values, context.state()).ok().map(Opaque::new)?;
+    let (bound, binding) = with_values(plan.as_ref().clone(), &shape.values, context.state()).ok()?;
+    let bound = Opaque::new(bound);
     plans.add_lifts(lookup, Some(lifts));
     let sql = context.run.as_ref().map_or("", |run| run.sql());
-    Some((bound, plans.add(shape.key, sql, shape.lifted, kept)))
+    Some((bound, plans.add(shape.key, sql, shape.lifted, kept), binding))
 }
 
 /// The plan for all values; `None` where there is none.
@@ -219,16 +244,29 @@ async fn plan_shared(
     Ok(optimize_shared(plan, &shape.types(), state)?.map(Opaque::new))
 }
 
-/// The physical plan of an optimised logical one, ready to run; its template is kept.
-async fn plan_physically(context: &StatementContext, entry: &Arc<Entry>, plan: &LogicalPlan) -> Result<Planned> {
+/// The physical plan of an optimised logical one, ready to run. Its template is kept in its `own` entry, and that of its
+/// shape learns from it.
+async fn plan_physically(
+    context: &StatementContext,
+    plan: &LogicalPlan,
+    own: Option<&Arc<Entry>>,
+    of_shape: Option<(&Arc<Entry>, Binding)>,
+) -> Result<Planned> {
     let failed = |error: DataFusionError| context.improve(error);
+    let config = context.template.state.config().options();
     let tables = KeptPlan::tables_of(plan).map_err(failed)?;
     let plan = context.first_stage(plan).await?;
-    let template = PlanTemplate::try_new(&plan, tables).map_err(failed)?;
-    let config = context.template.state.config().options();
+    let of_shape = of_shape.filter(|(shared, _)| shared.learns());
+    let template = match own.is_some() || of_shape.is_some() {
+        true => PlanTemplate::try_new(&plan, tables).map_err(failed)?.map(Arc::new),
+        false => None,
+    };
     let Some(template) = template else { return Ok((finish_plan(plan, config).map_err(failed)?, None)) };
     let plan = template.finish(plan, context.snapshot(), config).map_err(failed)?;
-    Ok((plan, entry.set_template(template)))
+    if let Some((shared, binding)) = of_shape {
+        shared.learn(&template, binding);
+    }
+    Ok((plan, own.and_then(|own| own.set_template(template))))
 }
 
 /// DISCARD PLANS.

@@ -3,6 +3,7 @@
 mod buffer_pool;
 mod dml;
 mod files;
+mod generic_plans;
 mod lifted;
 mod plan_cache;
 mod tables;

@@ -173,7 +173,7 @@ async fn plans(db: &Database, sql: &str) -> Option<(String, String)> {
     let Body::Sql(ast) = Statement::parse(sql, context.state()).unwrap().body else { panic!("{sql}") };
     let plan = context.plan(ast.clone()).await.unwrap();
     let plan = context.state().optimize(&plan).unwrap();
-    let (lifted, _) = kept::lifted(&context, context.lookup.as_ref()?, ast).await?;
+    let (lifted, _, _) = kept::lifted(&context, context.lookup.as_ref()?, ast).await?;
     // Subexpressions have numbers, which go on from one plan to the next.
     let text = |plan: &LogicalPlan| {
         let mut names = Vec::new();

@@ -1,0 +1,256 @@
+//! Physical plans for other values than those that they were made for: generic plans, as PostgreSQL calls them.
+//!
+//! Which literals of a plan are values is learnt from two plans of one statement that were made for different values.
+//! They have to be the same but for literals that the filters of scans compare something with, and each of these has to
+//! be a value of the one plan where it is the same value of the other plan. A value that differs has to be there as often
+//! as in the logical plan, where it may be nothing but a literal ([`Binding`]): what follows from a value in any other
+//! way, as the end of a month does from its first day, is not the same for others.
+//!
+//! A generic plan has the operators and the order of joins of the first of these plans, whatever the values. It is not
+//! used where these change the estimate of a scan by more than [`ESTIMATE_FACTOR_MAX`]. Segments are pruned by the
+//! values of each run.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use arrow::datatypes::DataType;
+use aubade_catalog::Snapshot;
+use datafusion::common::ScalarValue;
+use datafusion::common::config::ConfigOptions;
+use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::error::Result;
+use datafusion::logical_expr::Operator;
+use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::expressions::{BinaryExpr, LikeExpr, Literal};
+use datafusion::physical_plan::ExecutionPlan;
+
+use crate::access::TableAccess;
+use crate::binding::{Binding, Values};
+use crate::explain::plan_text;
+use crate::scan_exec::StorageScanExec;
+use crate::template::{PlanTemplate, scans_of};
+
+/// By how much the rows that a scan is thought to give may differ from those of the plan's own values.
+const ESTIMATE_FACTOR_MAX: usize = 10;
+
+/// See the module's doc.
+#[derive(Debug)]
+pub struct GenericPlan {
+    template: Arc<PlanTemplate>,
+    /// What the template was made for.
+    binding: Arc<Binding>,
+    /// The names of those that may be others.
+    varying: BTreeSet<String>,
+    /// For each scan of the template, which literals of its filter are values.
+    places: Vec<Places>,
+}
+
+/// The literals of a filter that are values, by their position among all of its literals.
+type Places = BTreeMap<usize, Place>;
+
+#[derive(Debug)]
+struct Place {
+    name: String,
+    data_type: DataType,
+    /// Whether rows have to be equal to it.
+    is_equal: bool,
+}
+
+impl GenericPlan {
+    /// Learns from the templates of two plans of one statement; `None` where nothing can be learnt from them.
+    ///
+    /// # Errors
+    /// When an operator cannot be made again.
+    pub fn learn(
+        template: &Arc<PlanTemplate>,
+        binding: &Arc<Binding>,
+        other: &PlanTemplate,
+        other_binding: &Binding,
+    ) -> Result<Option<Self>> {
+        let (values, other_values) = (&binding.values, &other_binding.values);
+        if template.is_exclusive() || !template.is_over_same(other) || values.keys().ne(other_values.keys()) {
+            return Ok(None);
+        }
+        let varying = values.iter().filter(|(name, value)| other_values.get(*name) != Some(value));
+        let varying: BTreeSet<String> = varying.map(|(name, _)| name.clone()).collect();
+        let (scans, others) = (template.scans()?, other.scans()?);
+        if varying.is_empty() || scans.len() != others.len() {
+            return Ok(None);
+        }
+        let mut places = Vec::with_capacity(scans.len());
+        for (one, other) in scans.iter().zip(&others) {
+            let mut comparison =
+                Comparison { values, other_values, varying: &varying, literals: 0, places: Places::new() };
+            let is_like = match (one.fragment().filter(), other.fragment().filter()) {
+                (Some(one), Some(other)) => comparison.are_alike(one, other, None),
+                (one, other) => one.is_none() && other.is_none(),
+            };
+            if !is_like || !(comparison.places.is_empty() || one.promises_no_more_than_filter()?) {
+                return Ok(None);
+            }
+            places.push(comparison.places);
+        }
+        let count = |name: &String| places.iter().flat_map(Places::values).filter(|place| place.name == *name).count();
+        let is_complete = |name: &String| {
+            let wanted = binding.literals.get(name);
+            wanted == Some(&count(name)) && other_binding.literals.get(name) == wanted
+        };
+        if !varying.iter().all(is_complete) {
+            return Ok(None);
+        }
+        let generic = Self { template: Arc::clone(template), binding: Arc::clone(binding), varying, places };
+        let Some(bound) = generic.bind(other_values, &StorageScanExec::clone)? else { return Ok(None) };
+        let filters_are_same = scans_of(&bound)?.iter().zip(&others).all(|(one, other)| {
+            let (one, other) = (one.fragment().filter(), other.fragment().filter());
+            one.map(AsRef::as_ref) == other.map(AsRef::as_ref)
+        });
+        Ok((filters_are_same && plan_text(bound.as_ref()) == other.text()).then_some(generic))
+    }
+
+    /// Whether all values may be others here that may be in another plan.
+    pub fn is_at_least(&self, other: &Self) -> bool {
+        self.varying.is_superset(&other.varying)
+    }
+
+    /// A plan of its own for one run over `snapshot`, which it has to fit; `None` where these values want another plan.
+    ///
+    /// # Errors
+    /// When an operator cannot be made again.
+    pub fn instantiate(
+        &self,
+        values: &Values,
+        snapshot: &Arc<Snapshot>,
+        access: &Arc<dyn TableAccess>,
+        config: &ConfigOptions,
+    ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+        let fixed = self.binding.values.iter().filter(|(name, _)| !self.varying.contains(*name));
+        if !fixed.into_iter().all(|(name, value)| values.get(name) == Some(value)) {
+            return Ok(None);
+        }
+        let bound = self.bind(values, &|scan| scan.attached(snapshot, access))?;
+        bound.map(|plan| self.template.link(plan, snapshot, config)).transpose()
+    }
+
+    /// A copy for these values.
+    fn bind(
+        &self,
+        values: &Values,
+        attach: &dyn Fn(&StorageScanExec) -> StorageScanExec,
+    ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+        let (mut places, mut fits) = (self.places.iter(), true);
+        let plan = self.template.copy(&mut |scan| {
+            let attached = attach(scan);
+            let (Some(places), Some(filter)) = (places.next(), scan.fragment().filter()) else { return Ok(attached) };
+            if places.is_empty() || !fits {
+                return Ok(attached);
+            }
+            // How many rows have a value is the same of all.
+            let keeps_estimate = places.values().all(|place| place.is_equal);
+            let bound = match bind_filter(filter, places, values)? {
+                Some(filter) => attached.with_other_filter(&filter, keeps_estimate)?,
+                None => None,
+            };
+            let bound = bound.filter(|bound| is_near(scan, bound));
+            fits = bound.is_some();
+            Ok(bound.unwrap_or(attached))
+        })?;
+        Ok(fits.then_some(plan))
+    }
+}
+
+/// Whether two scans are thought to give about as many rows.
+fn is_near(one: &StorageScanExec, other: &StorageScanExec) -> bool {
+    let rows = |scan: &StorageScanExec| scan.output_statistics().num_rows.get_value().map(|rows| *rows.max(&1));
+    match (rows(one), rows(other)) {
+        (Some(one), Some(other)) => one.max(other) / one.min(other).max(1) <= ESTIMATE_FACTOR_MAX,
+        (one, other) => one == other,
+    }
+}
+
+/// Two filters side by side.
+struct Comparison<'a> {
+    values: &'a Values,
+    other_values: &'a Values,
+    varying: &'a BTreeSet<String>,
+    /// That were seen so far.
+    literals: usize,
+    places: Places,
+}
+
+impl Comparison<'_> {
+    /// Whether two expressions may be the same but for values. `operator`: what something is compared with them by.
+    fn are_alike(
+        &mut self,
+        one: &Arc<dyn PhysicalExpr>,
+        other: &Arc<dyn PhysicalExpr>,
+        operator: Option<Operator>,
+    ) -> bool {
+        if let (Some(one), Some(other)) = (one.downcast_ref::<Literal>(), other.downcast_ref::<Literal>()) {
+            let position = self.literals;
+            self.literals += 1;
+            let is_value = |operator| self.is_value(position, operator, one.value(), other.value());
+            return one.value() == other.value() || operator.is_some_and(is_value);
+        }
+        let (children, others) = (one.children(), other.children());
+        let operator = comparison(one);
+        let mut pairs = children.iter().zip(&others);
+        children.len() == others.len() && pairs.all(|(one, other)| self.are_alike(one, other, operator))
+    }
+
+    /// Takes note of the value that two literals are, if it is one.
+    fn is_value(&mut self, position: usize, operator: Operator, one: &ScalarValue, other: &ScalarValue) -> bool {
+        let data_type = one.data_type();
+        let of = |values: &Values, name: &String| values.get(name).and_then(|value| in_type(value, &data_type));
+        let mut names = self.varying.iter().filter(|name| {
+            of(self.values, name).as_ref() == Some(one) && of(self.other_values, name).as_ref() == Some(other)
+        });
+        // Of two values that are equal in both plans it cannot be told which is meant.
+        let (Some(name), None) = (names.next(), names.next()) else { return false };
+        let name = name.clone();
+        let is_equal = operator == Operator::Eq;
+        self.places.insert(position, Place { name, data_type, is_equal });
+        true
+    }
+}
+
+/// What an expression compares its children by, if it does.
+fn comparison(expression: &Arc<dyn PhysicalExpr>) -> Option<Operator> {
+    use Operator::{Eq, Gt, GtEq, LikeMatch, Lt, LtEq, NotEq};
+    if expression.is::<LikeExpr>() {
+        return Some(LikeMatch);
+    }
+    let operator = *expression.downcast_ref::<BinaryExpr>()?.op();
+    matches!(operator, Eq | NotEq | Lt | LtEq | Gt | GtEq).then_some(operator)
+}
+
+/// A value in another type; `None` where it is not the same there.
+fn in_type(value: &ScalarValue, data_type: &DataType) -> Option<ScalarValue> {
+    let cast = value.cast_to(data_type).ok()?;
+    let back = cast.cast_to(&value.data_type()).ok()?;
+    (!cast.is_null() && back == *value).then_some(cast)
+}
+
+/// The filter with values in the place of its own; `None` where one of them is not the same in the type of its place.
+fn bind_filter(
+    filter: &Arc<dyn PhysicalExpr>,
+    places: &Places,
+    values: &Values,
+) -> Result<Option<Arc<dyn PhysicalExpr>>> {
+    let (mut literals, mut fits) = (0, true);
+    let bound = Arc::clone(filter).transform_up(|node| {
+        if !node.is::<Literal>() {
+            return Ok(Transformed::no(node));
+        }
+        let place = places.get(&literals);
+        literals += 1;
+        let Some(place) = place else { return Ok(Transformed::no(node)) };
+        match values.get(&place.name).and_then(|value| in_type(value, &place.data_type)) {
+            Some(value) => Ok(Transformed::yes(Arc::new(Literal::new(value)) as Arc<dyn PhysicalExpr>)),
+            None => {
+                fits = false;
+                Ok(Transformed::no(node))
+            }
+        }
+    })?;
+    Ok(fits.then_some(bound.data))
+}
