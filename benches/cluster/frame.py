@@ -48,8 +48,7 @@ def fill(cluster, table, rows, segments):
 def measure_row(cluster, runs):
     """Seconds of the query for one row and of one without a table, by client, and records of the former.
 
-    Clients take turns as a whole: their times are compared with a target, and not with each other, and threads of
-    one that is idle would take theirs from the others.
+    Clients run one after the other: their times are compared with a target, and not with each other.
     """
     ids = itertools.cycle(range(SMALL_ROWS))
     same, others = (lambda: SMALL_ROWS // 2), (lambda: next(ids))
