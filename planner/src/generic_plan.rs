@@ -11,6 +11,7 @@
 //! values of each run.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
 use std::sync::Arc;
 
 use arrow::datatypes::DataType;
@@ -26,9 +27,11 @@ use datafusion::physical_plan::ExecutionPlan;
 
 use crate::access::TableAccess;
 use crate::binding::{Binding, Values};
+use crate::embedded::storage_scans;
 use crate::explain::plan_text;
+use crate::kept_plan::COMMON_SUBEXPRESSION;
 use crate::scan_exec::StorageScanExec;
-use crate::template::{PlanTemplate, scans_of};
+use crate::template::PlanTemplate;
 
 /// By how much the rows that a scan is thought to give may differ from those of the plan's own values.
 const ESTIMATE_FACTOR_MAX: usize = 10;
@@ -73,7 +76,7 @@ impl GenericPlan {
         }
         let varying = values.iter().filter(|(name, value)| other_values.get(*name) != Some(value));
         let varying: BTreeSet<String> = varying.map(|(name, _)| name.clone()).collect();
-        let (scans, others) = (template.scans()?, other.scans()?);
+        let (scans, others) = (storage_scans(template.plan()), storage_scans(other.plan()));
         if varying.is_empty() || scans.len() != others.len() {
             return Ok(None);
         }
@@ -100,11 +103,13 @@ impl GenericPlan {
         }
         let generic = Self { template: Arc::clone(template), binding: Arc::clone(binding), varying, places };
         let Some(bound) = generic.bind(other_values, &StorageScanExec::clone)? else { return Ok(None) };
-        let filters_are_same = scans_of(&bound)?.iter().zip(&others).all(|(one, other)| {
+        let filters_are_same = storage_scans(&bound).iter().zip(&others).all(|(one, other)| {
             let (one, other) = (one.fragment().filter(), other.fragment().filter());
             one.map(AsRef::as_ref) == other.map(AsRef::as_ref)
         });
-        Ok((filters_are_same && plan_text(bound.as_ref()) == other.text()).then_some(generic))
+        let are_same =
+            filters_are_same && comparable(&plan_text(bound.as_ref())) == comparable(&plan_text(other.plan().as_ref()));
+        Ok(are_same.then_some(generic))
     }
 
     /// Whether all values may be others here that may be in another plan.
@@ -253,4 +258,33 @@ fn bind_filter(
         }
     })?;
     Ok(fits.then_some(bound.data))
+}
+
+/// The text of a plan with common subexpressions numbered in the order of the text: the optimizer numbers them on and on.
+fn comparable(text: &str) -> String {
+    let (mut parts, mut numbers) = (text.split(COMMON_SUBEXPRESSION), Vec::new());
+    let mut comparable = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (number, rest) = part.split_at(part.find(|c: char| !c.is_ascii_digit()).unwrap_or(part.len()));
+        let position = numbers.iter().position(|known| *known == number).unwrap_or(numbers.len());
+        if position == numbers.len() {
+            numbers.push(number);
+        }
+        // Writing into a string does not fail.
+        let _ = write!(comparable, "{COMMON_SUBEXPRESSION}{position}{rest}");
+    }
+    comparable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn common_subexpressions_are_the_same_by_any_number() {
+        let one = comparable("x=__common_expr_7 + __common_expr_12, __common_expr_7");
+        assert_eq!(one, comparable("x=__common_expr_3 + __common_expr_4, __common_expr_3"));
+        assert_ne!(one, comparable("x=__common_expr_3 + __common_expr_4, __common_expr_4"));
+        assert_ne!(one, comparable("y=__common_expr_7 + __common_expr_12, __common_expr_7"));
+    }
 }

@@ -113,7 +113,7 @@ impl KeptPlan {
 }
 
 /// Names that the optimizer gives to common subexpressions, without their numbers.
-const COMMON_SUBEXPRESSION: &str = "__common_expr_";
+pub(crate) const COMMON_SUBEXPRESSION: &str = "__common_expr_";
 /// Rules of the optimizer that have to see values, unless the plan [holds for all values](holds_for_all_values): they take
 /// expressions apart by what these cost, and a constant costs nothing.
 const RULES_FOR_VALUES: [&str; 3] =

@@ -31,7 +31,6 @@ use datafusion::physical_plan::union::{InterleaveExec, UnionExec};
 use datafusion::physical_plan::windows::{BoundedWindowAggExec, WindowAggExec};
 
 use crate::access::TableAccess;
-use crate::explain::plan_text;
 use crate::pipeline::{Rule, apply_rules, is_check, last_rules, linking_rules};
 use crate::rewrite::unordered_grouping_sets::UnorderedExec;
 use crate::scan_exec::StorageScanExec;
@@ -121,7 +120,7 @@ impl PlanTemplate {
         self.link(self.copy(&mut |scan| Ok(scan.attached(snapshot, access)))?, snapshot, config)
     }
 
-    /// A copy that is not linked yet, with what `scan` makes of its scans, in the order of [`PlanTemplate::scans`].
+    /// A copy that is not linked yet, with what `scan` makes of its scans, from left to right.
     ///
     /// # Errors
     /// When an operator cannot be made again.
@@ -152,31 +151,10 @@ impl PlanTemplate {
             && self.tables.iter().zip(&other.tables).all(|(one, other)| Arc::ptr_eq(one, other))
     }
 
-    /// Its scans, without a snapshot.
-    ///
-    /// # Errors
-    /// When the plan cannot be walked.
-    pub(crate) fn scans(&self) -> Result<Vec<StorageScanExec>> {
-        scans_of(&self.plan)
+    /// The plan, whose scans have no snapshot.
+    pub(crate) fn plan(&self) -> &Arc<dyn ExecutionPlan> {
+        &self.plan
     }
-
-    /// Its text, without a snapshot.
-    pub(crate) fn text(&self) -> String {
-        plan_text(self.plan.as_ref())
-    }
-}
-
-/// The scans of a plan, in the order of its leaves.
-///
-/// # Errors
-/// When the plan cannot be walked.
-pub(crate) fn scans_of(plan: &Arc<dyn ExecutionPlan>) -> Result<Vec<StorageScanExec>> {
-    let mut scans = Vec::new();
-    plan.apply(|node| {
-        scans.extend(node.downcast_ref::<StorageScanExec>().cloned());
-        Ok(TreeNodeRecursion::Continue)
-    })?;
-    Ok(scans)
 }
 
 /// A plan of which every operator is made anew, and scans by `scan`.

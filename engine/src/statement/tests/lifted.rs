@@ -15,7 +15,8 @@ async fn table() -> Database {
     db
 }
 
-async fn run(db: &Database, sql: &str) -> (Vec<String>, bool) {
+/// The columns and rows of a query, and whether its plan was in the cache.
+pub(super) async fn run(db: &Database, sql: &str) -> (Vec<String>, bool) {
     let output = db.session.execute(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
     let id = output.query_id;
     let columns = output.schema.fields().iter();
@@ -26,7 +27,7 @@ async fn run(db: &Database, sql: &str) -> (Vec<String>, bool) {
 }
 
 /// The columns and rows of a query that is planned from its text.
-async fn planned(db: &Database, sql: &str) -> Vec<String> {
+pub(super) async fn planned(db: &Database, sql: &str) -> Vec<String> {
     db.run(&["SET aubade.plan_cache = off"]).await;
     let (rows, hit) = run(db, sql).await;
     assert!(!hit);
