@@ -28,7 +28,7 @@ use arrow::datatypes::SchemaRef;
 use aubade_catalog::snapshot::Table;
 use aubade_catalog::{NodeEntry, RelationName, SegmentEntry};
 use aubade_proto::{Error, ErrorCode, NodeId, RelationId, Result, SegmentId};
-use aubade_storage_node::{DecodedColumn, DecodedSegment, FragmentKey, FragmentRunner};
+use aubade_storage_node::{DICTIONARY_TEXTS_MAX, DecodedColumn, DecodedSegment, FragmentKey, FragmentRunner};
 use moka::sync::Cache;
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -79,7 +79,7 @@ impl Wanted {
         segment: &Arc<SegmentEntry>,
         columns: &[Arc<str>],
     ) -> Self {
-        let worth = |name: &str| Worth::unknown(estimated_bytes(&table.schema, name, segment.rows), pool.policy);
+        let worth = |name: &str| Worth::unknown(table.estimated_bytes(name, segment.rows), pool.policy);
         let of = |name: &Arc<str>| (Arc::clone(name), worth(name));
         Self { table: Arc::clone(table), segment: Arc::clone(segment), columns: columns.iter().map(of).collect() }
     }
@@ -102,12 +102,25 @@ impl Wanted {
 pub(crate) struct TableOfPool {
     pub(crate) id: RelationId,
     pub(crate) name: RelationName,
-    pub(crate) schema: SchemaRef,
+    schema: SchemaRef,
+    /// Which columns have so few different values, by the statistics, that texts are kept as a dictionary.
+    few_values: Vec<bool>,
 }
 
 impl From<&Table> for TableOfPool {
     fn from(table: &Table) -> Self {
-        Self { id: table.id, name: table.name.clone(), schema: Arc::clone(&table.schema) }
+        let is_few = |index| table.statistics.distinct_count(index).is_some_and(|count| count <= DICTIONARY_TEXTS_MAX);
+        let few_values = (0..table.schema.fields().len()).map(is_few).collect();
+        Self { id: table.id, name: table.name.clone(), schema: Arc::clone(&table.schema), few_values }
+    }
+}
+
+impl TableOfPool {
+    /// About what a column of so many rows takes once it is decoded.
+    fn estimated_bytes(&self, column: &str, rows: u64) -> usize {
+        let Ok(index) = self.schema.index_of(column) else { return 0 };
+        let few_values = self.few_values.get(index).copied().unwrap_or(false);
+        estimated_bytes(self.schema.field(index).data_type(), few_values, rows)
     }
 }
 
@@ -153,6 +166,8 @@ pub(crate) struct BufferPoolLine {
     column_name: String,
     /// Segments of which the column is here.
     segments: u64,
+    /// Those of which it is here as a dictionary.
+    dictionaries: u64,
     bytes: u64,
     pinned: bool,
     /// Segments that were scanned here, and at storage nodes though they might have been here.
@@ -250,7 +265,7 @@ impl BufferPool {
             state.totals.entry((table.id, Arc::clone(column))).or_default().misses += 1;
         }
         let missing = columns.iter().filter(|column| state.lacks(segment.id, column));
-        let estimated = |column: &Arc<str>| estimated_bytes(&table.schema, column, segment.rows).max(1);
+        let estimated = |column: &Arc<str>| table.estimated_bytes(column, segment.rows).max(1);
         let missing: Vec<(Arc<str>, usize)> = missing.map(|name| (Arc::clone(name), estimated(name))).collect();
         let all_bytes = missing.iter().map(|(_, bytes)| *bytes).fold(0, usize::saturating_add);
         let mut all_loading = true;
@@ -362,7 +377,7 @@ impl BufferPool {
     /// # Errors
     /// `LimitExceeded` where they do not fit beside what else is kept so, by an estimate.
     pub(crate) fn pin(self: &Arc<Self>, table: &TableOfPool, columns: &[Arc<str>], rows: u64) -> Result<Pinning> {
-        let of = |column: &Arc<str>| (Arc::clone(column), estimated_bytes(&table.schema, column, rows));
+        let of = |column: &Arc<str>| (Arc::clone(column), table.estimated_bytes(column, rows));
         let columns: BTreeMap<Arc<str>, usize> = columns.iter().map(of).collect();
         let mut state = self.state.lock();
         let known = state.pinned.get(&table.id);
@@ -423,22 +438,24 @@ impl BufferPool {
     /// What it holds and did, by table and column.
     pub(crate) fn lines(&self, names: &BTreeMap<RelationId, RelationName>) -> Vec<BufferPoolLine> {
         let state = self.state.lock();
-        let mut held: BTreeMap<(RelationId, Arc<str>), (u64, u64)> = BTreeMap::new();
+        let mut held: BTreeMap<(RelationId, Arc<str>), (u64, u64, u64)> = BTreeMap::new();
         for (table, name, column) in state.columns() {
-            let (segments, bytes) = held.entry((table, Arc::clone(name))).or_default();
+            let (segments, dictionaries, bytes) = held.entry((table, Arc::clone(name))).or_default();
             *segments += 1;
+            *dictionaries += u64::from(column.is_dictionary());
             *bytes += column.bytes() as u64;
         }
         let keys: BTreeSet<&(RelationId, Arc<str>)> = held.keys().chain(state.totals.keys()).collect();
         let lines = keys.into_iter().filter_map(|key| {
             let table = names.get(&key.0)?;
-            let (segments, bytes) = held.get(key).copied().unwrap_or_default();
+            let (segments, dictionaries, bytes) = held.get(key).copied().unwrap_or_default();
             let totals = state.totals.get(key).copied().unwrap_or_default();
             Some(BufferPoolLine {
                 schema_name: table.schema.clone(),
                 table_name: table.name.clone(),
                 column_name: key.1.to_string(),
                 segments,
+                dictionaries,
                 bytes,
                 pinned: state.is_pinned(key.0, &key.1),
                 hits: totals.hits,

@@ -17,7 +17,6 @@ use std::time::Duration;
 
 use arrow::record_batch::RecordBatch;
 use aubade_catalog::SegmentEntry;
-use aubade_catalog::snapshot::Table;
 use aubade_environment::{Deadline, clock};
 use aubade_planner::prune::prune_segments;
 use aubade_planner::{ScanTask, buffer_pool_enabled, fragment_cache_enabled, wire_encoding_enabled};
@@ -124,9 +123,8 @@ impl Pooling {
         if task.partition == 0 {
             pool.tick();
         }
-        let Table { id, name, schema, .. } = task.table.as_ref();
-        let table = TableOfPool { id: *id, name: name.clone(), schema: Arc::clone(schema) };
-        Some(Self { pool, member, table: Arc::new(table) })
+        let table = Arc::new(TableOfPool::from(task.table.as_ref()));
+        Some(Self { pool, member, table })
     }
 
     /// Whether a segment of which no rows were handed on is best scanned here.

@@ -114,6 +114,7 @@ fn buffer_pool_schema() -> SchemaRef {
         text("table_name"),
         text("column_name"),
         number("segments"),
+        number("dictionaries"),
         number("bytes"),
         Field::new("pinned", DataType::Boolean, false),
         number("hits"),

@@ -58,6 +58,7 @@ pub mod generic_plan;
 mod group_ranges;
 mod join_keys;
 pub mod kept_plan;
+mod key_codes;
 pub mod opaque;
 pub mod options;
 mod pass_through;

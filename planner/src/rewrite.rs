@@ -2,6 +2,7 @@
 
 pub mod aggregate_before_join;
 pub mod broadcast_joins;
+pub mod code_group_keys;
 pub mod collect_join_keys;
 pub mod compose;
 pub mod push_fragment;
@@ -15,6 +16,7 @@ pub mod yielding_joins;
 
 pub use aggregate_before_join::AggregateBeforeJoin;
 pub use broadcast_joins::BroadcastJoins;
+pub use code_group_keys::CodeGroupKeys;
 pub use collect_join_keys::CollectJoinKeys;
 pub use push_fragment::PushFragment;
 pub use push_having::PushHaving;

@@ -1,23 +1,26 @@
 //! Columns of segments, decoded and in memory: what a buffer pool keeps, and what fragments run over in its stead.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque, vec_deque};
+mod decoder;
+mod dictionary;
+
+use std::collections::{BTreeMap, VecDeque, vec_deque};
 use std::fmt::Debug;
 use std::iter::Map;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, GenericByteViewArray, RecordBatch, RecordBatchOptions};
-use arrow::buffer::{BooleanBuffer, Buffer};
-use arrow::datatypes::{BinaryViewType, ByteViewType, DataType, SchemaRef, StringViewType};
+use arrow::array::{Array, ArrayRef, RecordBatch};
+use arrow::buffer::BooleanBuffer;
+use arrow::datatypes::{DataType, SchemaRef};
 use arrow::error::ArrowError;
 use aubade_proto::{Error, ErrorCode, Result, SegmentId};
-use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{ParquetRecordBatchReaderBuilder, RowSelection};
+pub(crate) use decoder::ColumnDecoder;
+use parquet::arrow::arrow_reader::RowSelection;
 
 use crate::limits::DECODED_ROWS;
-use crate::scan::{Footer, SegmentReader, SelectedRows, mask_of};
+use crate::scan::{Footer, SelectedRows, batch_of, mask_of};
 
 /// One column of a segment: for each row group arrays of [`DECODED_ROWS`] rows, so that what is handed on of it weighs
-/// no more than a batch does elsewhere.
+/// no more than a batch does elsewhere. Few texts are packed: arrays of one dictionary, whatever the file says.
 #[derive(Debug, Default)]
 pub struct DecodedColumn {
     groups: Vec<Vec<ArrayRef>>,
@@ -30,76 +33,11 @@ impl DecodedColumn {
         self.bytes
     }
 
-    /// Decodes a column of a file whose bytes are at hand, a row group at a time. Each step blocks for as long as that
-    /// takes; `false` at the end, and where the file has no such column.
-    pub(crate) fn decode_next(&mut self, footer: &Footer, name: &str) -> Result<bool> {
-        let group = self.groups.len();
-        let Ok(root) = footer.schema().index_of(name) else { return Ok(false) };
-        if group >= footer.metadata.num_row_groups() {
-            return Ok(false);
-        }
-        let reader = SegmentReader::new(Arc::clone(&footer.file));
-        let mask = ProjectionMask::roots(footer.metadata.file_metadata().schema_descr(), [root]);
-        let batches = ParquetRecordBatchReaderBuilder::new_with_metadata(reader.clone(), footer.arrow.clone())
-            .with_row_groups(vec![group])
-            .with_projection(mask)
-            .with_batch_size(DECODED_ROWS)
-            .build()
-            .map_err(|error| reader.explain(error))?;
-        let (mut copies, mut arrays) = (HashMap::new(), Vec::new());
-        for batch in batches {
-            let batch = batch.map_err(|error| reader.explain(error))?;
-            let column = batch.columns().first().map(|column| detached(column, &mut copies)).transpose()?;
-            let Some(column) = column else { continue };
-            arrays.push(column);
-        }
-        let mut seen = HashSet::new();
-        let bytes = arrays.iter().map(|array| bytes_of(array, &mut seen)).fold(0, usize::saturating_add);
-        self.bytes = self.bytes.saturating_add(bytes);
-        self.groups.push(arrays);
-        Ok(true)
+    /// Whether each row is a key of a dictionary.
+    pub fn is_dictionary(&self) -> bool {
+        let first = self.groups.iter().flatten().next();
+        first.is_some_and(|array| matches!(array.data_type(), DataType::Dictionary(_, _)))
     }
-}
-
-/// Bytes that an array holds, less those of texts that an array before it refers to as well.
-fn bytes_of(array: &ArrayRef, seen: &mut HashSet<usize>) -> usize {
-    let texts = match array.data_type() {
-        DataType::Utf8View => array.as_byte_view::<StringViewType>().data_buffers(),
-        DataType::BinaryView => array.as_byte_view::<BinaryViewType>().data_buffers(),
-        _ => &[],
-    };
-    let again = texts.iter().filter(|buffer| !seen.insert(buffer.as_ptr() as usize)).map(Buffer::capacity);
-    array.get_buffer_memory_size().saturating_sub(again.fold(0, usize::saturating_add))
-}
-
-/// Buffers that were copied, by where they were.
-type Copies = HashMap<(usize, usize), Buffer>;
-
-/// The same values with none of the memory that they were decoded from: texts refer to pages, which can be parts of all
-/// that was fetched.
-fn detached(array: &ArrayRef, copies: &mut Copies) -> Result<ArrayRef> {
-    Ok(match array.data_type() {
-        DataType::Utf8View => Arc::new(detached_views(array.as_byte_view::<StringViewType>(), copies)?),
-        DataType::BinaryView => Arc::new(detached_views(array.as_byte_view::<BinaryViewType>(), copies)?),
-        _ => Arc::clone(array),
-    })
-}
-
-fn detached_views<T: ByteViewType>(
-    array: &GenericByteViewArray<T>,
-    copies: &mut Copies,
-) -> Result<GenericByteViewArray<T>> {
-    let held: usize = array.data_buffers().iter().map(Buffer::len).sum();
-    // A dictionary, whose values are used many times over.
-    if array.total_buffer_bytes_used() < held.saturating_mul(2) {
-        return Ok(array.gc());
-    }
-    let copy = |buffer: &Buffer| {
-        let key = (buffer.as_ptr() as usize, buffer.len());
-        copies.entry(key).or_insert_with(|| Buffer::from(buffer.as_slice().to_vec())).clone()
-    };
-    let buffers: Vec<Buffer> = array.data_buffers().iter().map(copy).collect();
-    Ok(GenericByteViewArray::try_new(array.views().clone(), buffers, array.nulls().cloned())?)
 }
 
 /// Some columns of a segment. Cheap to clone.
@@ -174,10 +112,10 @@ impl DecodedSegment {
         for (index, first) in (0..rows).step_by(DECODED_ROWS).enumerate() {
             let arrays = columns.iter().map(|arrays| arrays.get(index).map(Arc::clone)).collect::<Option<Vec<_>>>();
             let arrays = arrays.ok_or_else(|| missing(self.id))?;
-            let options = RecordBatchOptions::new().with_row_count(Some(DECODED_ROWS.min(rows - first)));
-            parts.push_back(RecordBatch::try_new_with_options(Arc::clone(&schema), arrays, &options)?);
+            parts.push_back(batch_of(&schema, arrays, DECODED_ROWS.min(rows - first))?);
         }
         let selected = selection.map(|selection| mask_of(selection, rows).into_owned());
+        let schema = parts.front().map_or(schema, RecordBatch::schema);
         Ok(DecodedRows::new(&schema, parts, selected, batch_rows.max(1)))
     }
 }
@@ -243,7 +181,7 @@ pub(crate) fn missing(id: SegmentId) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use arrow::array::{Int64Array, StringViewArray, StringViewBuilder};
+    use arrow::array::{AsArray, Int64Array};
     use arrow::datatypes::{Field, Schema};
     use parquet::arrow::arrow_reader::RowSelector;
 
@@ -282,27 +220,5 @@ mod tests {
             assert!(batches.split_last().unwrap().1.iter().all(|batch| batch.len() == batch_rows), "{batch_rows}");
         }
         assert!(rows(count, Some(&vec![RowSelector::skip(count)].into()), 61).is_empty());
-    }
-
-    #[test]
-    fn texts_leave_their_pages() {
-        let long = "a text that is too long for its view";
-        let plain = StringViewArray::from_iter_values((0..100).map(|row| format!("{long} {row}")));
-        let part: ArrayRef = Arc::new(plain.slice(10, 5));
-        let mut copies = Copies::new();
-        let alone = detached(&part, &mut copies).unwrap();
-        assert_eq!(&alone, &part);
-        assert!(alone.get_buffer_memory_size() < part.get_buffer_memory_size() / 4);
-        let mut dictionary = StringViewBuilder::new().with_deduplicate_strings();
-        (0..100).for_each(|_| dictionary.append_value(long));
-        let dictionary: ArrayRef = Arc::new(dictionary.finish());
-        for _ in 0..2 {
-            assert_eq!(&detached(&dictionary, &mut copies).unwrap(), &dictionary);
-        }
-        assert_eq!(copies.len(), 1);
-        let (first, second) =
-            (detached(&dictionary, &mut copies).unwrap(), detached(&dictionary, &mut copies).unwrap());
-        let mut seen = HashSet::new();
-        assert!(bytes_of(&second, &mut seen) > bytes_of(&first, &mut seen));
     }
 }

@@ -20,7 +20,7 @@ use parquet::errors::ParquetError;
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader};
 
 use crate::cpu::{CpuPool, CpuUse};
-use crate::decoded::{DecodedColumn, DecodedSegment, DecodedSegments, missing};
+use crate::decoded::{ColumnDecoder, DecodedSegment, DecodedSegments, missing};
 use crate::limits::{BLOCK_BYTES, FETCHED_FOOTER_BYTES};
 use crate::options::StorageNodeOptions;
 use crate::scan::{
@@ -296,16 +296,17 @@ impl FragmentRunner {
         };
         let mut decoded = DecodedSegment::new(segment.id, Arc::new(footer));
         for name in columns {
-            let mut column = DecodedColumn::default();
+            let mut decoder = ColumnDecoder::new();
             loop {
                 let (footer, name) = (Arc::clone(&fetched), Arc::clone(name));
-                let work = move || column.decode_next(&footer, &name).map(|more| (column, more));
+                let work = move || decoder.next(&footer, &name).map(|more| (decoder, more));
                 let more;
-                (column, more) = self.cpu.run(&self.decoding, work).await??;
+                (decoder, more) = self.cpu.run(&self.decoding, work).await??;
                 if !more {
                     break;
                 }
             }
+            let column = self.cpu.run(&self.decoding, move || decoder.finish()).await??;
             decoded.add(Arc::clone(name), Arc::new(column));
         }
         Ok(decoded)

@@ -34,7 +34,7 @@ mod testing;
 
 pub use decoded::{DecodedColumn, DecodedSegment, DecodedSegments};
 pub use fetched::{FetchedSegment, FragmentRunner, RangeReader, columns_read};
-pub use limits::BLOCK_BYTES;
+pub use limits::{BLOCK_BYTES, DICTIONARY_TEXTS_MAX};
 pub use node::StorageNode;
 pub use options::StorageNodeOptions;
 pub use scan::FragmentKey;

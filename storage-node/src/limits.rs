@@ -35,6 +35,11 @@ pub(crate) const BATCH_ROWS_MAX: usize = 1 << 16;
 pub(crate) const SCAN_QUEUE_EVENTS: usize = 4;
 /// Rows of the arrays that decoded columns are kept in: as many as batches have where nobody says.
 pub(crate) const DECODED_ROWS: usize = 8_192;
+/// Bytes of a text that a view holds itself.
+pub(crate) const INLINE_BYTES: u32 = 12;
+/// Distinct texts of a column of a segment up to which it is kept in memory as a dictionary: the views of as many fit in
+/// the first level of a processor's cache, or nearly so.
+pub const DICTIONARY_TEXTS_MAX: usize = 4_096;
 /// Rows per batch of a reduction where the caller names no number: the same at every node, since
 /// where a reduction starts to send depends on it.
 pub(crate) const REDUCTION_BATCH_ROWS: usize = 8_192;
@@ -52,8 +57,10 @@ pub(crate) const SKIP_AGGREGATION_ROWS: usize = 100_000;
 /// Groups per row above which it is not: then rows pass as states of one row each.
 pub(crate) const SKIP_AGGREGATION_RATIO: f64 = 0.8;
 /// Groups up to which a partial aggregate of a segment finds them by tables of its own, which then have 128 KiB for each
-/// key. Not an option, for the reason of [`REDUCTION_BYTES_MAX`].
+/// key, and up to 256 KiB more for one of a dictionary. Not an option, for the reason of [`REDUCTION_BYTES_MAX`].
 pub(crate) const FEW_GROUPS_MAX: usize = 1_024;
+/// Places for pairs of a group by the keys before and a key of a dictionary, of 4 bytes each: pairs beyond are looked up.
+pub(crate) const PACKED_PLACES_MAX: usize = 1 << 16;
 /// Reduced rows of a segment up to which they are merged with those of other segments: what is
 /// larger has hardly been reduced, and sending it early is worth more.
 pub(crate) const MERGE_ROWS_MAX: usize = 8_192;

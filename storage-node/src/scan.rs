@@ -25,6 +25,7 @@ mod like;
 mod merge;
 mod operator;
 mod output;
+mod packed;
 mod plan;
 mod prune;
 mod reader;
@@ -47,6 +48,7 @@ use aubade_proto::{Error, ErrorCode, Result, ScanEvent, ScanStatistics, SegmentS
 pub(crate) use footer::{Footer, FooterCache};
 use futures::stream::{self, BoxStream, StreamExt};
 use merge::{Merger, Reduced};
+pub(crate) use packed::{batch_of, unpacked};
 use parking_lot::Mutex;
 pub(crate) use reader::SegmentReader;
 pub(crate) use request::{OpenSegment, ScanContext, ScanResources, SegmentSource};

@@ -1,12 +1,14 @@
 //! Builders for the tests of this crate.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringViewArray};
 use arrow::datatypes::SchemaRef;
 use arrow::util::pretty::pretty_format_batches;
-use aubade_environment::{Environment, MemoryFiles};
+use async_trait::async_trait;
+use aubade_environment::{Environment, MemoryFiles, TaskGroup};
 use aubade_proto::{
     CallHeader, ClusterId, Epoch, Fragment, ProjectionColumn, Reduction, ReductionKind, RequestId, Result, ScanEvent,
     ScanRequest, ScanStatistics, SegmentDescription, SegmentId, SegmentScan, TransactionId, Version,
@@ -27,6 +29,8 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 use uuid::Uuid;
 
+use crate::decoded::{DecodedSegment, DecodedSegments};
+use crate::fetched::{FetchedSegment, FragmentRunner, RangeReader};
 use crate::node::StorageNode;
 use crate::options::StorageNodeOptions;
 
@@ -186,7 +190,47 @@ impl Scanned {
 }
 
 pub(crate) async fn scan(node: &StorageNode, request: ScanRequest) -> Result<Scanned> {
-    let mut events = node.scan(request).await?;
+    collected(node.scan(request).await?).await
+}
+
+/// The same over segments in memory.
+pub(crate) async fn scan_decoded(segments: Vec<DecodedSegment>, request: ScanRequest) -> Result<Scanned> {
+    collected(fragment_runner().scan_decoded(request, Arc::new(InMemory(segments)))?).await
+}
+
+/// All columns of `batch`, as [`parquet`] has them, in memory.
+pub(crate) async fn decoded(number: u128, batch: &RecordBatch) -> DecodedSegment {
+    let content = parquet(batch);
+    let columns: Vec<Arc<str>> = batch.schema().fields().iter().map(|field| Arc::from(field.name().as_str())).collect();
+    let (id, length, reader) = (segment_id(number), content.len() as u64, Content(content));
+    let fetched = FetchedSegment::fetch(id, length, &columns, &reader, |_| Ok(())).await.unwrap();
+    fragment_runner().decode(fetched, &columns).await.unwrap()
+}
+
+fn fragment_runner() -> FragmentRunner {
+    FragmentRunner::new(memory_environment().clock, 2, TaskGroup::new(), 0).unwrap()
+}
+
+#[derive(Debug)]
+struct Content(Bytes);
+
+#[async_trait]
+impl RangeReader for Content {
+    async fn read(&self, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        Ok(ranges.iter().map(|range| self.0.slice(range.start as usize..range.end as usize)).collect())
+    }
+}
+
+#[derive(Debug)]
+struct InMemory(Vec<DecodedSegment>);
+
+impl DecodedSegments for InMemory {
+    fn find(&self, id: SegmentId) -> Option<DecodedSegment> {
+        self.0.iter().find(|segment| segment.id() == id).cloned()
+    }
+}
+
+async fn collected(mut events: BoxStream<'static, Result<ScanEvent>>) -> Result<Scanned> {
     let mut scanned = Scanned::default();
     let mut merging = Vec::new();
     while let Some(event) = events.next().await {
@@ -220,7 +264,12 @@ pub(crate) struct Query {
 impl Query {
     /// Plans `sql`; the fragment filters by `filter`, over all columns, which `sql` must say as well.
     pub(crate) async fn new(sql: &str, filter: Option<Arc<dyn PhysicalExpr>>) -> Self {
-        let plan = plan(sql, &rows(0, 10)).await;
+        Self::over(&rows(0, 10), sql, filter).await
+    }
+
+    /// The same over the columns of `batch`.
+    pub(crate) async fn over(batch: &RecordBatch, sql: &str, filter: Option<Arc<dyn PhysicalExpr>>) -> Self {
+        let plan = plan(sql, batch).await;
         let mut reduction = None;
         plan.apply(|node| {
             // The lowest one, whose input is a table or a filter over it.
@@ -231,7 +280,7 @@ impl Query {
         let reduction = reduction.expect("a part of the plan reduces its rows");
         let columns: Vec<String> = reduction.input_schema().fields().iter().map(|field| field.name().clone()).collect();
         let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
-        let fragment = fragment(&rows(0, 0).schema(), filter, &columns, None);
+        let fragment = fragment(&batch.schema(), filter, &columns, None);
         Self { plan, fragment: Arc::new(fragment.with_reduction(reduction).unwrap()) }
     }
 

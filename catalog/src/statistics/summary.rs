@@ -18,6 +18,12 @@ impl SegmentStatistics {
         self.summary.get_or_init(|| self.summarise()).clone()
     }
 
+    /// Different values of a column over all segments, about; `None` where it is not known.
+    pub fn distinct_count(&self, column: usize) -> Option<usize> {
+        let summary = self.summary.get_or_init(|| self.summarise());
+        summary.column_statistics.get(column)?.distinct_count.get_value().copied()
+    }
+
     fn summarise(&self) -> Statistics {
         let columns = self.columns.iter().zip(self.schema.fields());
         let column_statistics: Vec<PlannerColumn> =

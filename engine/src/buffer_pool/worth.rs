@@ -1,6 +1,6 @@
 //! What it is worth to have a column.
 
-use arrow::datatypes::{DataType, Schema};
+use arrow::datatypes::DataType;
 
 /// Scans after which a use counts half: a query has several, and what comes once in many queries is to stay.
 const HALF_LIFE_SCANS: f64 = 1_024.0;
@@ -14,6 +14,8 @@ const COSTS: f64 = 512.0;
 const DECODED_BYTES_PER_MICRO: f64 = 1_000.0;
 /// Bytes that a value of a type without a fixed width is thought to take beside its view.
 const TEXT_BYTES: usize = 8;
+/// Bytes of a key of a dictionary of texts, at most.
+const KEY_BYTES: usize = 2;
 
 /// How a pool chooses what it keeps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -145,11 +147,11 @@ impl Ord for Rank {
 }
 
 /// About what a column of so many rows takes once it is decoded.
-pub(super) fn estimated_bytes(schema: &Schema, column: &str, rows: u64) -> usize {
-    let width = match schema.field_with_name(column).map(|field| field.data_type()) {
-        Ok(DataType::Boolean) => 1,
-        Ok(data_type) => data_type.primitive_width().unwrap_or(16 + TEXT_BYTES),
-        Err(_) => 0,
+pub(super) fn estimated_bytes(data_type: &DataType, few_values: bool, rows: u64) -> usize {
+    let width = match data_type {
+        DataType::Boolean => 1,
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View if few_values => KEY_BYTES,
+        data_type => data_type.primitive_width().unwrap_or(16 + TEXT_BYTES),
     };
     usize::try_from(rows).unwrap_or(usize::MAX).saturating_mul(width)
 }

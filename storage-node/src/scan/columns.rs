@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch, new_null_array};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, new_null_array};
 use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use aubade_proto::Result;
@@ -12,6 +12,7 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
 use parquet::file::metadata::ParquetMetaData;
 
+use super::packed::unpacked;
 use super::prune::Pruner;
 
 const CAST: CastOptions<'static> =
@@ -66,7 +67,8 @@ impl FileColumns {
         roots
     }
 
-    /// The columns of a batch that was read with [`FileColumns::mask`], in the order and types asked.
+    /// The columns of a batch that was read with [`FileColumns::mask`], in the order and types asked, but
+    /// that texts may be packed.
     pub(crate) fn extract(&self, batch: &RecordBatch, columns: &[usize]) -> Result<Vec<ArrayRef>> {
         // The reader yields columns in the order of the file.
         let read = self.roots(columns);
@@ -76,10 +78,20 @@ impl FileColumns {
             match position.and_then(|position| batch.columns().get(position)) {
                 None => Ok(new_null_array(field.data_type(), batch.num_rows())),
                 Some(array) if array.data_type() == field.data_type() => Ok(Arc::clone(array)),
+                Some(array) if field.data_type().is_string() => texts(array, field.data_type()),
                 Some(array) => Ok(cast_with_options(array, field.data_type(), &CAST)?),
             }
         });
         extracted.collect()
+    }
+}
+
+/// Texts of a type, packed if they were of that type.
+fn texts(array: &ArrayRef, wanted: &DataType) -> Result<ArrayRef> {
+    match array.as_any_dictionary_opt() {
+        Some(packed) if packed.values().data_type() == wanted => Ok(Arc::clone(array)),
+        // Another dictionary for each batch would be put together again and again.
+        _ => Ok(cast_with_options(&unpacked(array)?, wanted, &CAST)?),
     }
 }
 

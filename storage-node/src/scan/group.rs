@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, BooleanArray, BooleanBufferBuilder, RecordBatch, RecordBatchOptions};
+use arrow::array::{Array, ArrayRef, BooleanArray, BooleanBufferBuilder, RecordBatch};
 use arrow::compute::concat;
 use aubade_proto::{Error, Result, ScanStatistics};
 use parquet::arrow::arrow_reader::RowSelection;
 
 use super::files::{ColumnReader, SegmentFiles};
+use super::packed::batch_of;
 use super::plan::FragmentPlan;
 use super::prune::GroupAccess;
 use super::selection::{filtered, mask_of, narrowed};
@@ -307,9 +308,8 @@ impl GroupReading {
         }
         let mask = fragment(self.ask(&files.plan, &piece, course))?;
         let columns = fragment(piece.columns(&files.plan.output_columns))?;
-        let options = RecordBatchOptions::new().with_row_count(Some(piece.rows));
-        let batch = RecordBatch::try_new_with_options(Arc::clone(&files.plan.input_schema), columns, &options);
-        Ok(Some((fragment(batch.map_err(Error::from))?, mask)))
+        let batch = batch_of(&files.plan.input_schema, columns, piece.rows);
+        Ok(Some((fragment(batch)?, mask)))
     }
 
     /// Asks the stages that are left.

@@ -6,20 +6,25 @@
 
 mod few;
 mod integers;
+mod packed;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions, UInt32Array};
 use arrow::compute::{concat, take};
-use arrow::datatypes::{BinaryViewType, DataType, SchemaRef, StringViewType};
+use arrow::datatypes::{BinaryViewType, DataType, FieldRef, SchemaRef, StringViewType};
 use aubade_proto::{Error, Reduction, Result};
 use datafusion::logical_expr::{EmitTo, GroupsAccumulator};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
+use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_expr::utils::collect_columns;
 use datafusion::physical_plan::aggregates::AggregateExec;
 
 use self::few::Table;
 use self::integers::Integers;
+use super::packed::unpacked;
 use crate::limits::{SKIP_AGGREGATION_RATIO, SKIP_AGGREGATION_ROWS};
 
 /// `$body` with the values of an array of integers, or of what is stored in as many bytes; false where it is neither.
@@ -57,6 +62,8 @@ pub(super) struct GroupingPlan {
     functions: Vec<Arc<AggregateFunctionExpr>>,
     /// The FILTER clause of each.
     filters: Vec<Option<Arc<dyn PhysicalExpr>>>,
+    /// Which columns of the input may be packed: texts that are keys and nothing else.
+    takes_packed: Vec<bool>,
     schema: SchemaRef,
 }
 
@@ -86,7 +93,22 @@ impl GroupingPlan {
             return None;
         }
         let (functions, filters) = (aggregate.aggr_expr().to_vec(), aggregate.filter_expr().to_vec());
-        Some(Self { keys, by_integer, thorough, functions, filters, schema: reduction.schema() })
+        let computed = keys.iter().filter(|key| !key.is::<Column>()).cloned();
+        let computed = computed.chain(functions.iter().flat_map(|function| function.expressions()));
+        let computed = computed.chain(filters.iter().flatten().cloned());
+        let read: HashSet<usize> =
+            computed.flat_map(|part| collect_columns(&part)).map(|column| column.index()).collect();
+        let of_column = |(index, field): (usize, &FieldRef)| {
+            // What a table takes a view of.
+            field.data_type() == &DataType::Utf8View && !read.contains(&index)
+        };
+        let takes_packed = input.fields().iter().enumerate().map(of_column).collect();
+        Some(Self { keys, by_integer, thorough, functions, filters, takes_packed, schema: reduction.schema() })
+    }
+
+    /// Which columns of the input may be packed.
+    pub(super) fn takes_packed(&self) -> &[bool] {
+        &self.takes_packed
     }
 
     /// Groups without rows.
@@ -231,7 +253,7 @@ impl Grouping {
             });
             let first = UInt32Array::from_iter_values(first);
             for (values, key) in self.values.iter_mut().zip(&keys) {
-                let fresh = without_pages(take(key, &first, None)?);
+                let fresh = without_pages(unpacked(&take(key, &first, None)?)?);
                 self.values_bytes = self.values_bytes.saturating_add(fresh.get_array_memory_size());
                 values.push(fresh);
             }
@@ -278,9 +300,11 @@ fn without_pages(array: ArrayRef) -> ArrayRef {
 
 #[cfg(test)]
 mod tests {
-    use arrow::array::{BooleanArray, Int32Array, Int64Array, StringViewArray, TimestampNanosecondArray};
+    use arrow::array::{
+        BooleanArray, DictionaryArray, Int32Array, Int64Array, StringViewArray, TimestampNanosecondArray, UInt16Array,
+    };
     use arrow::compute::concat_batches;
-    use arrow::datatypes::{Field, Int64Type, Schema};
+    use arrow::datatypes::{Field, Int32Type, Int64Type, Schema};
     use datafusion::functions_aggregate::count::count_udaf;
     use datafusion::functions_aggregate::sum::sum_udaf;
     use datafusion::physical_expr::aggregate::AggregateExprBuilder;
@@ -289,6 +313,7 @@ mod tests {
     use datafusion::physical_plan::empty::EmptyExec;
 
     use super::super::operator::{InputProperties, Operator, OperatorSettings, Polled};
+    use super::super::packed::{batch_of, plain_batch};
     use super::*;
     use crate::limits::FEW_GROUPS_MAX;
 
@@ -349,6 +374,46 @@ mod tests {
             let states = groups.finish().unwrap().unwrap();
             let expected = expected(&reduction, &batches);
             assert_eq!(states, concat_batches(&expected[0].schema(), &expected).unwrap(), "{keys:?}");
+        }
+    }
+
+    #[test]
+    fn packed_keys_make_the_same_states() {
+        let dictionary: Vec<Option<String>> = (0..300).map(|number| Some(format!("a long text {number}"))).collect();
+        let dictionary: ArrayRef = Arc::new(StringViewArray::from_iter(dictionary));
+        let batches = [batch(1_000, 11), batch(0, 1), batch(500, 90).slice(3, 400), batch(3_000, 300)];
+        let packed = |batch: &RecordBatch| {
+            // The texts are those of the numbers, and null where these are.
+            let keys: UInt16Array =
+                batch.column(2).as_primitive::<Int32Type>().unary(|number| number.unsigned_abs() as u16);
+            let mut columns = batch.columns().to_vec();
+            columns[0] = Arc::new(DictionaryArray::new(keys, Arc::clone(&dictionary)));
+            batch_of(&batch.schema(), columns, batch.num_rows()).unwrap()
+        };
+        let packed: Vec<RecordBatch> = batches.iter().map(packed).collect();
+        let schema = batches[0].schema();
+        let plain: Vec<RecordBatch> = packed.iter().map(|b| plain_batch(b.clone(), &schema).unwrap()).collect();
+        for keys in [&["text"][..], &["text", "flag", "int"], &["int", "text", "time"]] {
+            let reduction = reduction(&schema, keys);
+            let plan = GroupingPlan::of(&reduction).unwrap();
+            assert_eq!(plan.takes_packed(), [true, false, false, false, false]);
+            let mut groups = plan.begin().unwrap();
+            for batch in &packed {
+                assert!(groups.push(batch).unwrap(), "{keys:?}");
+            }
+            let states = groups.finish().unwrap().unwrap();
+            let expected = expected(&reduction, &plain);
+            assert_eq!(states, concat_batches(&expected[0].schema(), &expected).unwrap(), "{keys:?}");
+        }
+        // Another dictionary, or none any more, is left to the operator.
+        let other: ArrayRef = Arc::new(StringViewArray::from_iter_values(["x"]));
+        let mut columns = batches[0].columns().to_vec();
+        columns[0] = Arc::new(DictionaryArray::new(UInt16Array::from(vec![0; 1_000]), other));
+        let plan = GroupingPlan::of(&reduction(&schema, &["text"])).unwrap();
+        for next in [batch_of(&schema, columns, 1_000).unwrap(), plain[0].clone()] {
+            let mut groups = plan.begin().unwrap();
+            assert!(groups.push(&packed[0]).unwrap());
+            assert!(!groups.push(&next).unwrap());
         }
     }
 

@@ -8,6 +8,7 @@ use arrow::array::{BooleanArray, RecordBatch, RecordBatchOptions};
 use arrow::compute::BatchCoalescer;
 use aubade_proto::Result;
 
+use super::packed::{batch_of, plain};
 use super::plan::FragmentPlan;
 
 /// Rows still wanted over all segments of a request.
@@ -75,7 +76,8 @@ impl Progress {
 /// Collects rows that passed the filter and hands out batches.
 pub(crate) struct Output {
     plan: Arc<FragmentPlan>,
-    /// `None` where the projection needs no column: then rows are only counted.
+    /// Made for the first rows: of a segment, columns are packed in all batches or in none. There is none where the
+    /// projection needs no column: then rows are only counted.
     coalescer: Option<BatchCoalescer>,
     counted_rows: usize,
     batch_rows: usize,
@@ -83,12 +85,7 @@ pub(crate) struct Output {
 
 impl Output {
     pub(crate) fn new(plan: Arc<FragmentPlan>, batch_rows: usize) -> Self {
-        let coalescer = (!plan.output_columns.is_empty()).then(|| {
-            // Batches of at least half the size go on as they are: a copy would cost more.
-            BatchCoalescer::new(Arc::clone(&plan.input_schema), batch_rows)
-                .with_biggest_coalesce_batch_size(Some(batch_rows / 2))
-        });
-        Self { plan, coalescer, counted_rows: 0, batch_rows }
+        Self { plan, coalescer: None, counted_rows: 0, batch_rows }
     }
 
     /// Adds rows; `mask`, without nulls, says which of them passed.
@@ -97,10 +94,15 @@ impl Output {
         if passed == 0 {
             return Ok(());
         }
-        let Some(coalescer) = &mut self.coalescer else {
+        if self.plan.output_columns.is_empty() {
             self.counted_rows += passed;
             return Ok(());
-        };
+        }
+        let coalescer = self.coalescer.get_or_insert_with(|| {
+            // Batches of at least half the size go on as they are: a copy would cost more.
+            BatchCoalescer::new(batch.schema(), self.batch_rows)
+                .with_biggest_coalesce_batch_size(Some(self.batch_rows / 2))
+        });
         match mask {
             Some(mask) if passed < mask.len() => coalescer.push_batch_with_filter(batch, mask)?,
             _ => coalescer.push_batch(batch)?,
@@ -127,7 +129,7 @@ impl Output {
             // Cut before the projection: what is not sent need not be computed.
             let batch = progress.cut(&batch, limit);
             if batch.num_rows() > 0 {
-                return Ok(Some(self.project(&batch)?));
+                return Ok(Some(self.project(&batch, &[])?));
             }
             if limit.is_reached() {
                 break;
@@ -136,10 +138,11 @@ impl Output {
         Ok(None)
     }
 
-    /// The next projected batch, for a reduction: what the caller has already counts only after it.
-    pub(crate) fn pop_for_reduction(&mut self, at_end: bool) -> Result<Option<RecordBatch>> {
+    /// The next projected batch, for a reduction that takes some columns packed: what the caller has already counts only
+    /// after it.
+    pub(crate) fn pop_for_reduction(&mut self, at_end: bool, packed: &[bool]) -> Result<Option<RecordBatch>> {
         let batch = self.pop_input(at_end)?;
-        batch.map(|batch| self.project(&batch)).transpose()
+        batch.map(|batch| self.project(&batch, packed)).transpose()
     }
 
     fn pop_input(&mut self, at_end: bool) -> Result<Option<RecordBatch>> {
@@ -155,12 +158,16 @@ impl Output {
         Ok(Some(RecordBatch::try_new_with_options(Arc::clone(&self.plan.input_schema), vec![], &options)?))
     }
 
-    fn project(&self, batch: &RecordBatch) -> Result<RecordBatch> {
-        let rows = batch.num_rows();
-        let columns = self.plan.projection.iter().map(|expression| expression.evaluate(batch)?.into_array(rows));
-        let columns = columns.collect::<Result<Vec<_>, _>>()?;
-        let options = RecordBatchOptions::new().with_row_count(Some(rows));
-        Ok(RecordBatch::try_new_with_options(Arc::clone(&self.plan.projected_schema), columns, &options)?)
+    /// `packed` says which of the projected columns may be packed; none beyond its end.
+    fn project(&self, batch: &RecordBatch, packed: &[bool]) -> Result<RecordBatch> {
+        let (rows, schema) = (batch.num_rows(), &self.plan.projected_schema);
+        let may_be_packed = packed.iter().copied().chain(std::iter::repeat(false));
+        let projected = self.plan.projection.iter().zip(schema.fields()).zip(may_be_packed);
+        let columns = projected.map(|((expression, field), packed)| {
+            let column = expression.evaluate(batch)?.into_array(rows)?;
+            if packed { Ok(column) } else { plain(column, field.data_type()) }
+        });
+        batch_of(schema, columns.collect::<Result<_>>()?, rows)
     }
 }
 

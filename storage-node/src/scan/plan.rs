@@ -16,7 +16,7 @@ use aubade_proto::{Fragment, Result};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::utils::reassign_expr_columns;
 
-use super::faster::faster;
+use super::packed::over_packed;
 use super::stages::{FilterStage, columns_of, stages_of};
 
 /// The decoding plan of a fragment; the same for all segments.
@@ -49,7 +49,7 @@ impl FragmentPlan {
         let output_columns = columns_of(&projected, scan_schema)?;
         let input_schema = Arc::new(scan_schema.project(&output_columns)?);
         let over_input = |column: &Arc<dyn PhysicalExpr>| {
-            Ok(faster(reassign_expr_columns(Arc::clone(column), &input_schema)?, &input_schema)?)
+            Ok(over_packed(reassign_expr_columns(Arc::clone(column), &input_schema)?, &input_schema)?)
         };
         let projection = projected.iter().map(over_input);
         let projection = projection.collect::<Result<Vec<_>>>()?;

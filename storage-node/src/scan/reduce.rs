@@ -21,6 +21,7 @@ use super::faster::faster;
 use super::grouping::{Grouping, GroupingPlan};
 use super::operator::{InputProperties, Operator, OperatorSettings, Polled};
 use super::output::{Progress, RowLimit};
+use super::packed::plain_batch;
 use crate::limits::{HAVING_BYTES_MAX, MERGE_BYTES_MAX, MERGE_ROWS_MAX, REDUCTION_BYTES_MAX, SHARED_BOUND_ROWS_MAX};
 
 /// How a request reduces its rows.
@@ -40,6 +41,11 @@ impl Reductions {
         let input =
             InputProperties::below(reduction.plan()).unwrap_or_else(|| InputProperties::new(reduction.input_schema()));
         Ok(Self { reduction, settings, grouping, input, batch_rows: batch_rows.max(1) })
+    }
+
+    /// Which columns of the input may be packed; none beyond the end.
+    fn takes_packed(&self) -> &[bool] {
+        self.grouping.as_ref().map_or(&[], GroupingPlan::takes_packed)
     }
 
     fn operator(&self) -> Result<Operator> {
@@ -176,7 +182,8 @@ impl Reducer {
         if self.operator.is_none() && !self.wants_nothing {
             self.begin()?;
         }
-        self.operator.as_ref().map_or(Ok(()), |operator| operator.push(batch))
+        let Some(operator) = &self.operator else { return Ok(()) };
+        operator.push(plain_batch(batch, &self.reductions.reduction.input_schema())?)
     }
 
     /// Hands on what was grouped without the operator, to which rows from now on are left.
@@ -257,6 +264,11 @@ impl ReducedOutput {
         let reducer = Reducer::new(Arc::clone(reductions), bytes_max)?;
         let mergeable = skip_rows == 0;
         Ok(Self { reducer, held: VecDeque::new(), held_rows: 0, held_bytes: 0, mergeable, must_merge: false })
+    }
+
+    /// Which of the projected columns may be packed; none beyond the end.
+    pub(crate) fn takes_packed(&self) -> &[bool] {
+        self.reducer.reductions.takes_packed()
     }
 
     /// Adds projected rows; only after [`ReducedOutput::pop`] has yielded nothing.

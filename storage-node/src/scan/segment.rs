@@ -195,7 +195,7 @@ impl SegmentScanner {
             if reduced.is_spoiled() {
                 return Ok(None);
             }
-            match fragment(self.output.pop_for_reduction(at_end))? {
+            match fragment(self.output.pop_for_reduction(at_end, reduced.takes_packed()))? {
                 Some(batch) => fragment(reduced.push(batch))?,
                 None => return Ok(None),
             }

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, RecordBatchOptions};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray};
 use arrow::compute::{and, prep_null_mask_filter};
 use arrow::datatypes::{DataType, SchemaRef};
 use aubade_proto::{Error, ErrorCode, Membership, Result};
@@ -19,7 +19,7 @@ use datafusion::physical_expr::expressions::{
 use datafusion::physical_expr::utils::{collect_columns, conjunction, reassign_expr_columns};
 use datafusion::physical_expr::{PhysicalExpr, split_conjunction};
 
-use super::faster::faster;
+use super::packed::{batch_of, over_packed};
 use super::selection::{filtered, narrowed};
 
 /// Stages of conjuncts that cannot fail, at most: each costs a pass over what the ones before left.
@@ -58,14 +58,14 @@ impl FilterStage {
         let schema = Arc::new(scan_schema.project(&columns)?);
         let best_effort = split_conjunction(&expression).iter().all(|conjunct| conjunct.is::<Membership>());
         let can_fail = can_fail(&expression)?;
-        let expression = faster(reassign_expr_columns(expression, &schema)?, &schema)?;
+        let expression = over_packed(reassign_expr_columns(expression, &schema)?, &schema)?;
         Ok(Self { expression, schema, columns, best_effort, can_fail })
     }
 
-    /// Which of `rows` rows pass; `columns` are those of the stage, in their order. Never null.
+    /// Which of `rows` rows pass; `columns` are those of the stage, in their order; they may be
+    /// packed. Never null.
     pub(crate) fn evaluate(&self, columns: Vec<ArrayRef>, rows: usize) -> Result<BooleanArray> {
-        let options = RecordBatchOptions::new().with_row_count(Some(rows));
-        let batch = RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options)?;
+        let batch = batch_of(&self.schema, columns, rows)?;
         let mask = self.expression.evaluate(&batch)?.into_array(rows)?;
         let mask = mask.as_boolean_opt().ok_or_else(|| Error::internal("a filter did not yield booleans"))?;
         // A row for which the filter is null is left out.
@@ -249,7 +249,8 @@ pub(crate) fn can_fail(expression: &Arc<dyn PhysicalExpr>) -> Result<bool> {
     Ok(found)
 }
 
-fn cannot_fail_itself(node: &Arc<dyn PhysicalExpr>) -> bool {
+/// Whether an expression fails on no value of its parts.
+pub(crate) fn cannot_fail_itself(node: &Arc<dyn PhysicalExpr>) -> bool {
     if let Some(binary) = node.downcast_ref::<BinaryExpr>() {
         use Operator::{And, Eq, Gt, GtEq, IsDistinctFrom, IsNotDistinctFrom, Lt, LtEq, NotEq, Or};
         return matches!(

@@ -1,6 +1,7 @@
 //! Scans against plain evaluation of the same fragment in memory.
 
 mod filters;
+mod packed;
 mod reduction;
 
 use std::sync::Arc;
@@ -14,15 +15,21 @@ use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::{binary, col, like, lit};
 use datafusion::scalar::ScalarValue;
 use futures::stream::StreamExt;
+use tokio::sync::OnceCell;
 
+use crate::decoded::DecodedSegment;
 use crate::node::StorageNode;
 use crate::options::StorageNodeOptions;
-use crate::testing::{CLUSTER, Scanned, fragment, memory_environment, node, parquet, put, rows, scan, scan_request};
+use crate::testing::{
+    CLUSTER, Scanned, decoded, fragment, memory_environment, node, parquet, put, rows, scan, scan_decoded, scan_request,
+};
 
 type Expression = Arc<dyn PhysicalExpr>;
 
 /// Rows of the segment that most tests scan: three row groups, the last one short.
 const ROWS: i64 = 25_000;
+/// These rows in memory.
+static DECODED: OnceCell<DecodedSegment> = OnceCell::const_new();
 
 fn schema() -> SchemaRef {
     rows(0, 0).schema()
@@ -75,6 +82,9 @@ async fn check(filter: Option<Expression>, output: &[&str]) -> Scanned {
     assert_eq!(scanned.row_count(), expected.num_rows());
     assert_eq!(scanned.statistics.rows_out, expected.num_rows() as u64);
     assert_eq!(scanned.done, [0]);
+    let decoded = DECODED.get_or_init(|| async { decoded(1, &rows(0, ROWS)).await }).await.clone();
+    let in_memory = scan_decoded(vec![decoded], scan_request(fragment, &[(1, 0)])).await.unwrap();
+    assert_eq!(concat_batches(&expected.schema(), &in_memory.rows_of(0)).unwrap(), expected);
     scanned
 }
 

@@ -50,6 +50,35 @@ async fn until_pooled(db: &Database, sql: &str) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn few_texts_are_kept_as_a_dictionary() {
+    // By their views alone the texts would not fit.
+    const ROWS: u64 = 200_000;
+    let db = open(ROWS * 8 + (256 << 10)).await;
+    let sql = format!(
+        "CREATE TABLE kinds AS SELECT CASE WHEN value % 7 > 0 THEN 'a kind that is a long text ' || (value % 5) END AS kind, \
+         'many ' || value AS text FROM generate_series(1, {ROWS})"
+    );
+    db.run(&[&sql, "CACHE TABLE kinds (kind)"]).await;
+    let shown = "SELECT column_name, segments = dictionaries, bytes < 2 * 200000 FROM system.buffer_pool WHERE table_name = \
+                 'kinds'";
+    assert_eq!(db.rows(shown).await, ["kind|true|true"]);
+    for sql in [
+        "SELECT kind, count(*) FROM kinds GROUP BY kind ORDER BY kind",
+        "SELECT count(*) FROM kinds WHERE kind LIKE '%3' OR kind IS NULL",
+        "SELECT upper(kind) AS k, max(kind) FROM kinds WHERE kind > 'a kind that is a long text 2' GROUP BY k ORDER BY k",
+        "SELECT DISTINCT kind FROM kinds ORDER BY kind DESC NULLS LAST LIMIT 3",
+    ] {
+        let (pooled, record) = run(&db, sql).await;
+        assert!(record.segments_pooled > 0, "{sql}: {record:?}");
+        db.run(&["SET aubade.buffer_pool = off"]).await;
+        assert_eq!(run(&db, sql).await.0, pooled, "{sql}");
+        db.run(&["SET aubade.buffer_pool = on"]).await;
+    }
+    assert_eq!(db.error("CACHE TABLE kinds (text)").await.code(), ErrorCode::LimitExceeded);
+    db.engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cached_table_is_scanned_where_it_is_cached() {
     let db = open(POOL_BYTES).await;
     db.run(&["CACHE TABLE t (a, b)"]).await;

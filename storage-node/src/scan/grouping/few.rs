@@ -1,18 +1,20 @@
 //! Numbers for few groups: a small table, where keys are compared as numbers.
 
-use arrow::array::{Array, ArrayRef, AsArray};
+use arrow::array::{AnyDictionaryArray, Array, ArrayRef, AsArray, PrimitiveArray};
 use arrow::buffer::NullBuffer;
-use arrow::datatypes::{BinaryViewType, ByteViewType, DataType, StringViewType};
+use arrow::datatypes::{
+    ArrowDictionaryKeyType, ArrowNativeType, BinaryViewType, ByteViewType, DataType, StringViewType, UInt8Type,
+    UInt16Type,
+};
 
+use super::packed::KeyPlaces;
 use super::{of_integers, wide};
-use crate::limits::FEW_GROUPS_MAX;
+use crate::limits::{FEW_GROUPS_MAX, INLINE_BYTES};
 
 /// Places in a table at first.
 const SLOTS: usize = 64;
 /// The word of a key that is null: no view is that long, and other keys have at most 64 bits.
 const NULL: u128 = u128::MAX;
-/// Bytes of a text that a view holds itself.
-const INLINE_BYTES: u32 = 12;
 
 #[derive(Clone, Copy)]
 struct Slot {
@@ -31,21 +33,29 @@ pub(super) struct Table {
     /// A power of two of them, of which at most a quarter is taken.
     slots: Vec<Slot>,
     pub(super) count: usize,
+    /// Where the first keys are of a dictionary, and so all are.
+    places: Option<KeyPlaces>,
 }
 
 impl Table {
     pub(super) fn new() -> Self {
-        Self { slots: vec![EMPTY; SLOTS], count: 0 }
+        Self { slots: vec![EMPTY; SLOTS], count: 0, places: None }
     }
 
     /// Bytes that it holds.
     pub(super) fn memory_bytes(&self) -> usize {
-        self.slots.len() * size_of::<Slot>()
+        self.slots.len() * size_of::<Slot>() + self.places.as_ref().map_or(0, KeyPlaces::memory_bytes)
     }
 
     /// Replaces the numbers by the keys before with those by this one too; false where there are too many, or where the
     /// key has no words.
     pub(super) fn number(&mut self, numbers: &mut [usize], array: &ArrayRef) -> bool {
+        if let Some(packed) = array.as_any_dictionary_opt() {
+            return self.number_packed(numbers, packed);
+        }
+        if self.places.is_some() {
+            return false;
+        }
         match array.data_type() {
             DataType::Utf8View => self.number_views::<StringViewType>(numbers, array),
             DataType::BinaryView => self.number_views::<BinaryViewType>(numbers, array),
@@ -57,6 +67,52 @@ impl Table {
                 self.number_words(numbers, array.nulls(), values.iter().map(|value| u128::from(wide(*value) as u64)))
             }),
         }
+    }
+
+    /// False also where the keys before were of another dictionary, or of none.
+    fn number_packed(&mut self, numbers: &mut [usize], packed: &dyn AnyDictionaryArray) -> bool {
+        let (texts, taken) = (packed.values(), self.places.take());
+        let mut places = match taken {
+            Some(places) if places.are_of(texts) => places,
+            None if self.count == 0 => KeyPlaces::of(texts),
+            _ => return false,
+        };
+        let keys = packed.keys();
+        let numbered = match keys.data_type() {
+            DataType::UInt8 => self.number_keys::<UInt8Type>(numbers, keys.as_primitive(), &mut places),
+            DataType::UInt16 => self.number_keys::<UInt16Type>(numbers, keys.as_primitive(), &mut places),
+            _ => false,
+        };
+        self.places = Some(places);
+        numbered
+    }
+
+    fn number_keys<K: ArrowDictionaryKeyType>(
+        &mut self,
+        numbers: &mut [usize],
+        keys: &PrimitiveArray<K>,
+        places: &mut KeyPlaces,
+    ) -> bool {
+        let null = places.null();
+        let mut replace = |number: &mut usize, key: usize| {
+            let found = places.get(*number, key).or_else(|| self.find_packed(places, *number, key));
+            found.inspect(|found| *number = *found as usize).is_some()
+        };
+        match keys.nulls().filter(|nulls| nulls.null_count() > 0) {
+            None => numbers.iter_mut().zip(keys.values()).all(|(number, key)| replace(number, key.as_usize())),
+            Some(nulls) => {
+                let keys =
+                    keys.values().iter().zip(nulls).map(|(key, valid)| if valid { key.as_usize() } else { null });
+                numbers.iter_mut().zip(keys).all(|(number, key)| replace(number, key))
+            }
+        }
+    }
+
+    #[inline(never)]
+    fn find_packed(&mut self, places: &mut KeyPlaces, before: usize, key: usize) -> Option<u32> {
+        let number = self.find_or_add(before as u32, key as u128)?;
+        places.set(before, key, number);
+        Some(number)
     }
 
     fn number_views<T: ByteViewType>(&mut self, numbers: &mut [usize], array: &ArrayRef) -> bool {

@@ -5,23 +5,33 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, RecordBatch, StringViewArray};
 use arrow::compute::concat_batches;
 use aubade_proto::{ErrorCode, ScanRequest};
+use bytes::Bytes;
 use datafusion::logical_expr::Operator;
-use futures::stream::StreamExt;
+use futures::stream::{self, StreamExt};
 
 use super::{Expression, ROWS, comment_like, compare, node_with_rows, text};
 use crate::node::StorageNode;
 use crate::options::StorageNodeOptions;
 use crate::testing::{
-    CLUSTER, Query, Scanned, memory_environment, node, parquet, plain_result, put, rows, scan, scan_request,
+    CLUSTER, Query, Scanned, decoded, memory_environment, node, parquet, plain_result, put, rows, scan, scan_decoded,
+    scan_request,
 };
+
+/// [`ROWS`] rows in all, by segments.
+fn parts(count: i64) -> impl Iterator<Item = (u128, RecordBatch)> {
+    let share = ROWS / count;
+    let part = move |index| {
+        let rows_left = if index == count - 1 { ROWS - index * share } else { share };
+        rows(index * share, rows_left)
+    };
+    (1..).zip((0..count).map(part))
+}
 
 /// Segments 1 to `count` with [`ROWS`] rows in all.
 async fn node_with_segments(count: i64) -> (StorageNode, Vec<(u128, u64)>) {
     let node = node(&memory_environment()).await;
-    let share = ROWS / count;
-    for index in 0..count {
-        let rows_left = if index == count - 1 { ROWS - index * share } else { share };
-        put(&node, 1 + index as u128, &parquet(&rows(index * share, rows_left))).await;
+    for (number, part) in parts(count) {
+        put(&node, number, &parquet(&part)).await;
     }
     (node, (1..=count as u128).map(|number| (number, 0)).collect())
 }
@@ -30,12 +40,18 @@ async fn node_with_segments(count: i64) -> (StorageNode, Vec<(u128, u64)>) {
 async fn check(sql: &str, filter: Option<Expression>, segment_count: i64) -> Scanned {
     let (node, segments) = node_with_segments(segment_count).await;
     let query = Query::new(sql, filter).await;
-    let scanned = scan(&node, scan_request(Arc::clone(&query.fragment), &segments)).await.unwrap();
+    let request = || scan_request(Arc::clone(&query.fragment), &segments);
+    let scanned = scan(&node, request()).await.unwrap();
     let mut ended = scanned.merged_segments();
     ended.extend(&scanned.done);
     ended.sort_unstable();
     assert_eq!(ended, (0..segments.len()).collect::<Vec<_>>(), "{sql}");
-    assert_eq!(query.finish(scanned.rows()).await, plain_result(sql, &rows(0, ROWS)).await, "{sql}");
+    let expected = plain_result(sql, &rows(0, ROWS)).await;
+    assert_eq!(query.finish(scanned.rows()).await, expected, "{sql}");
+    let segments =
+        stream::iter(parts(segment_count)).then(|(number, part)| async move { decoded(number, &part).await });
+    let in_memory = scan_decoded(segments.collect().await, request()).await.unwrap();
+    assert_eq!(query.finish(in_memory.rows()).await, expected, "{sql} in memory");
     scanned
 }
 
@@ -108,7 +124,7 @@ async fn large_reductions_are_sent_as_they_are() {
 #[tokio::test]
 async fn a_segment_that_cannot_be_read_leaves_nothing_in_the_merged_rows() {
     let node = node_with_rows().await;
-    put(&node, 2, &bytes::Bytes::from_static(b"this is no Parquet file at all")).await;
+    put(&node, 2, &Bytes::from_static(b"this is no Parquet file at all")).await;
     let sql = "SELECT kind, count(*), sum(id) FROM t GROUP BY kind";
     let query = Query::new(sql, None).await;
     let scanned = scan(&node, scan_request(Arc::clone(&query.fragment), &[(2, 0), (1, 0), (3, 0)])).await.unwrap();
