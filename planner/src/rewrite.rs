@@ -5,6 +5,7 @@ pub mod broadcast_joins;
 pub mod code_group_keys;
 pub mod collect_join_keys;
 pub mod compose;
+mod origin;
 pub mod push_fragment;
 pub mod push_having;
 pub mod push_reduction;

@@ -23,8 +23,10 @@ const SETS_BYTES_MAX: usize = 12 << 20;
 /// One such filter, over the columns that a fragment reads.
 #[derive(Clone, Debug)]
 pub(crate) struct RuntimeFilter {
-    /// DataFusion's expression; its children are the columns that it is about.
-    dynamic: Arc<dyn PhysicalExpr>,
+    /// What it is about.
+    columns: Vec<Arc<dyn PhysicalExpr>>,
+    /// DataFusion's expression; there is none for keys that DataFusion would not have brought here.
+    dynamic: Option<Arc<dyn PhysicalExpr>>,
     /// The keys of the build side, where it comes from a join.
     keys: Option<Arc<JoinKeys>>,
 }
@@ -32,17 +34,23 @@ pub(crate) struct RuntimeFilter {
 impl RuntimeFilter {
     /// A filter that DataFusion keeps up to date; `None` when the expression is of another kind.
     pub(crate) fn try_new(dynamic: Arc<dyn PhysicalExpr>) -> Option<Self> {
-        dynamic.is::<DynamicFilterPhysicalExpr>().then_some(Self { dynamic, keys: None })
+        let columns = dynamic.children().into_iter().cloned().collect();
+        dynamic.is::<DynamicFilterPhysicalExpr>().then_some(Self { columns, dynamic: Some(dynamic), keys: None })
+    }
+
+    /// `columns` are keys of a join.
+    pub(crate) fn of_keys(columns: Vec<Arc<dyn PhysicalExpr>>, keys: Arc<JoinKeys>) -> Self {
+        Self { columns, dynamic: None, keys: Some(keys) }
     }
 
     /// By which the operator that keeps it up to date is found.
     pub(crate) fn expression_id(&self) -> Option<u64> {
-        self.dynamic.expression_id()
+        self.dynamic.as_ref()?.expression_id()
     }
 
     /// DataFusion's expression.
-    pub(crate) fn expression(&self) -> &Arc<dyn PhysicalExpr> {
-        &self.dynamic
+    pub(crate) fn expression(&self) -> Option<&Arc<dyn PhysicalExpr>> {
+        self.dynamic.as_ref()
     }
 
     /// The same filter, that comes from a join with these keys.
@@ -53,16 +61,17 @@ impl RuntimeFilter {
     /// Grows whenever more is known.
     fn generation(&self) -> u64 {
         let keys_known = self.keys.as_ref().is_some_and(|keys| keys.are_known());
-        self.dynamic.snapshot_generation().saturating_mul(2).saturating_add(u64::from(keys_known))
+        let generation = self.dynamic.as_ref().map_or(0, |dynamic| dynamic.snapshot_generation());
+        generation.saturating_mul(2).saturating_add(u64::from(keys_known))
     }
 
     /// What is known by now, as conjuncts that can be sent.
     fn known(&self, pushable: Option<&Pushable>, fragment: &Fragment, config: &ConfigOptions) -> Vec<SizedFilter> {
         if let Some(keys) = &self.keys {
-            let probe: Vec<_> = self.dynamic.children().into_iter().cloned().collect();
-            return keys.filters(&probe, fragment.scan_schema());
+            return keys.filters(&self.columns, fragment.scan_schema());
         }
-        let Some(dynamic) = self.dynamic.downcast_ref::<DynamicFilterPhysicalExpr>() else { return Vec::new() };
+        let dynamic = self.dynamic.as_ref().and_then(|dynamic| dynamic.downcast_ref::<DynamicFilterPhysicalExpr>());
+        let Some(dynamic) = dynamic else { return Vec::new() };
         let (Ok(current), Some(pushable)) = (dynamic.current(), pushable) else { return Vec::new() };
         let conjuncts = split_conjunction(&current).into_iter();
         conjuncts
@@ -74,7 +83,7 @@ impl RuntimeFilter {
 
 impl fmt::Display for RuntimeFilter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let columns: Vec<_> = self.dynamic.children().into_iter().map(ToString::to_string).collect();
+        let columns: Vec<_> = self.columns.iter().map(ToString::to_string).collect();
         write!(f, "{} of {}", if self.keys.is_some() { "join keys" } else { "bound" }, columns.join(", "))
     }
 }

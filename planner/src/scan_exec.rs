@@ -222,6 +222,25 @@ impl StorageScanExec {
         Self { runtime_filters: filters.collect(), pushable: Some(Arc::clone(pushable)), ..self.clone() }
     }
 
+    /// The scan for a join whose keys a column of its output has to be among; `None` where rows are not to be left out
+    /// before something else has seen them.
+    pub(crate) fn with_keys_for(
+        &self,
+        column: usize,
+        keys: &Arc<JoinKeys>,
+        pushable: &Arc<Pushable>,
+    ) -> Result<Option<Self>> {
+        let Some(field) = self.schema().fields().get(column).cloned() else { return Ok(None) };
+        let column: Arc<dyn PhysicalExpr> = Arc::new(Column::new(field.name(), column));
+        if self.fragment.limit().is_some() || self.fragment.reduction().is_some() || self.readers() > 1 {
+            return Ok(None);
+        }
+        let column = substitute(&column, self.fragment.projection())?;
+        let filters = self.runtime_filters.iter().cloned();
+        let filters = filters.chain([RuntimeFilter::of_keys(vec![column], Arc::clone(keys))]);
+        Ok(Some(Self { runtime_filters: filters.collect(), pushable: Some(Arc::clone(pushable)), ..self.clone() }))
+    }
+
     /// The scan without a snapshot and without anyone who runs it, which would be kept alive.
     #[must_use]
     pub(crate) fn detached(&self) -> Self {
@@ -523,7 +542,7 @@ impl ExecutionPlan for StorageScanExec {
     ) -> Result<TreeNodeRecursion> {
         let projection = self.fragment.projection().iter().map(|column| &column.expression);
         // A join fills its filter only if it finds it below.
-        let runtime = self.runtime_filters.iter().map(RuntimeFilter::expression);
+        let runtime = self.runtime_filters.iter().filter_map(RuntimeFilter::expression);
         apply_expression_roots(self.fragment.filter().into_iter().chain(projection).chain(runtime), f)
     }
 

@@ -1,6 +1,7 @@
 //! Whole queries: their answers against plain DataFusion, their plans, and their errors.
 
 mod group_keys;
+mod keys_apart;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

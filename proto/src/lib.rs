@@ -3,6 +3,7 @@
 //! [`wire`] is generated from `proto/`. Beside it stands a stricter domain model ([`scan`],
 //! [`segment`]): the receiver validates what arrived, the sender converts without failing.
 
+pub mod bloom;
 pub mod code;
 pub mod convert;
 pub mod error;

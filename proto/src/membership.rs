@@ -18,6 +18,7 @@ use datafusion::logical_expr::ColumnarValue;
 use datafusion::physical_expr::PhysicalExpr;
 use parquet::bloom_filter::Sbbf;
 
+use crate::bloom::BloomKeys;
 use crate::code::ErrorCode;
 use crate::error::{Error, Result};
 
@@ -30,8 +31,6 @@ const BITMAP_BITS_PER_KEY_MAX: u64 = 64;
 const BITMAP_BYTES_CACHED: u64 = 1 << 20;
 /// A bitmap of this size is always worth it.
 const BITMAP_BYTES_SMALL: u64 = 64 << 10;
-/// False positives of a Bloom filter.
-const FALSE_POSITIVES: f64 = 0.01;
 
 /// A set of keys that may answer "yes" for a key that is not in it, but never "no" for one that is.
 #[derive(Clone)]
@@ -43,9 +42,8 @@ pub enum KeySet {
         /// One bit for every number from `first` on.
         bits: BooleanBuffer,
     },
-    /// A split-block Bloom filter (Putze, Sanders, Singler: Cache-, Hash- and Space-Efficient Bloom
-    /// Filters, 2007), as Parquet has it.
-    Bloom(Arc<Sbbf>),
+    /// A Bloom filter.
+    Bloom(Arc<BloomKeys>),
 }
 
 impl fmt::Debug for KeySet {
@@ -137,6 +135,50 @@ fn for_each<T: ?Sized>(values: impl Iterator<Item = Option<impl AsRef<T>>>, mut 
     values.flatten().for_each(|value| each(value.as_ref()));
 }
 
+fn insert(kind: KeyKind, keys: &ArrayRef, set: &mut Sbbf) -> Result<()> {
+    match kind {
+        KeyKind::Integer => integers(keys)?.iter().flatten().for_each(|key| set.insert(&key)),
+        KeyKind::Decimal => {
+            keys.as_primitive::<Decimal128Type>().iter().flatten().for_each(|key| set.insert(&key.to_le_bytes()[..]));
+        }
+        KeyKind::Text => match keys.data_type() {
+            DataType::Utf8 => for_each(keys.as_string::<i32>().iter(), |key: &str| set.insert(key)),
+            DataType::LargeUtf8 => for_each(keys.as_string::<i64>().iter(), |key: &str| set.insert(key)),
+            _ => for_each(keys.as_string_view().iter(), |key: &str| set.insert(key)),
+        },
+        KeyKind::Bytes => match keys.data_type() {
+            DataType::Binary => for_each(keys.as_binary::<i32>().iter(), |key: &[u8]| set.insert(key)),
+            DataType::LargeBinary => for_each(keys.as_binary::<i64>().iter(), |key: &[u8]| set.insert(key)),
+            _ => for_each(keys.as_binary_view().iter(), |key: &[u8]| set.insert(key)),
+        },
+    }
+    Ok(())
+}
+
+/// A bitmap of keys with its first number, and whether it is to be sent; `None` where it would be too large to be asked.
+fn bitmap(keys: &[PrimitiveArray<Int64Type>], count: usize) -> Option<((i64, BooleanBuffer), bool)> {
+    let first = keys.iter().filter_map(arrow::compute::min).min()?;
+    let last = keys.iter().filter_map(arrow::compute::max).max()?;
+    let bits = last.checked_sub(first)?.checked_add(1).and_then(|bits| u64::try_from(bits).ok())?;
+    let bytes = bits.div_ceil(8);
+    let is_cached = bytes <= BITMAP_BYTES_CACHED;
+    let bits_per_key = BITMAP_BITS_PER_KEY_MAX * if is_cached { 2 } else { 1 };
+    let dense = bits / bits_per_key <= count as u64 && bytes <= KEY_SET_BYTES_MAX as u64;
+    let is_sent = dense || bytes <= BITMAP_BYTES_SMALL;
+    if !is_sent && !is_cached {
+        return None;
+    }
+    let mut set = vec![0_u8; usize::try_from(bytes).ok()?];
+    for key in keys.iter().flat_map(|keys| keys.iter().flatten()) {
+        // Within the range, by the two bounds above.
+        let bit = key.wrapping_sub(first) as u64;
+        if let Some(byte) = usize::try_from(bit / 8).ok().and_then(|index| set.get_mut(index)) {
+            *byte |= 1 << (bit % 8);
+        }
+    }
+    Some(((first, BooleanBuffer::new(set.into(), 0, usize::try_from(bits).ok()?)), is_sent))
+}
+
 impl KeySet {
     /// Whether keys of a type can be kept.
     pub fn supports(data_type: &DataType) -> bool {
@@ -151,65 +193,30 @@ impl KeySet {
     pub fn build(keys: &[ArrayRef]) -> Result<Option<Self>> {
         let Some(kind) = keys.first().and_then(|first| KeyKind::of(first.data_type())) else { return Ok(None) };
         let count: usize = keys.iter().map(|keys| keys.len() - keys.null_count()).sum();
+        let mut kept = None;
         if kind == KeyKind::Integer {
-            let keys = keys.iter().map(|keys| integers(keys)).collect::<DataFusionResult<Vec<_>>>()?;
-            if let Some(bitmap) = Self::bitmap(&keys, count) {
-                return Ok(Some(bitmap));
+            let numbers = keys.iter().map(|keys| integers(keys)).collect::<DataFusionResult<Vec<_>>>()?;
+            match bitmap(&numbers, count) {
+                Some(((first, bits), true)) => return Ok(Some(Self::Bitmap { first, bits })),
+                Some((bitmap, false)) => kept = Some(bitmap),
+                None => {}
             }
         }
-        Self::bloom(kind, keys, count)
+        Self::bloom(kind, keys, count, kept)
     }
 
-    fn bitmap(keys: &[PrimitiveArray<Int64Type>], count: usize) -> Option<Self> {
-        let first = keys.iter().filter_map(arrow::compute::min).min()?;
-        let last = keys.iter().filter_map(arrow::compute::max).max()?;
-        let bits = last.checked_sub(first)?.checked_add(1).and_then(|bits| u64::try_from(bits).ok())?;
-        let bytes = bits.div_ceil(8);
-        let bits_per_key = BITMAP_BITS_PER_KEY_MAX * if bytes <= BITMAP_BYTES_CACHED { 2 } else { 1 };
-        let dense = bits / bits_per_key <= count as u64 && bytes <= KEY_SET_BYTES_MAX as u64;
-        if !dense && bytes > BITMAP_BYTES_SMALL {
-            return None;
-        }
-        let mut set = vec![0_u8; usize::try_from(bytes).ok()?];
-        for key in keys.iter().flat_map(|keys| keys.iter().flatten()) {
-            // Within the range, by the two bounds above.
-            let bit = key.wrapping_sub(first) as u64;
-            if let Some(byte) = usize::try_from(bit / 8).ok().and_then(|index| set.get_mut(index)) {
-                *byte |= 1 << (bit % 8);
-            }
-        }
-        Some(Self::Bitmap { first, bits: BooleanBuffer::new(set.into(), 0, usize::try_from(bits).ok()?) })
-    }
-
-    fn bloom(kind: KeyKind, keys: &[ArrayRef], count: usize) -> Result<Option<Self>> {
-        // About ten bits per key at this rate of false positives, then rounded up to a power of two.
+    fn bloom(
+        kind: KeyKind,
+        keys: &[ArrayRef],
+        count: usize,
+        bitmap: Option<(i64, BooleanBuffer)>,
+    ) -> Result<Option<Self>> {
+        // About ten bits per key at its rate of false positives, then rounded up to a power of two.
         if count.saturating_mul(5) / 4 > KEY_SET_BYTES_MAX {
             return Ok(None);
         }
-        let mut set = Sbbf::new_with_ndv_fpp(count.max(1) as u64, FALSE_POSITIVES)
-            .map_err(|error| Error::internal("a Bloom filter could not be made").source(error))?;
-        for keys in keys {
-            match kind {
-                KeyKind::Integer => integers(keys)?.iter().flatten().for_each(|key| set.insert(&key)),
-                KeyKind::Decimal => {
-                    keys.as_primitive::<Decimal128Type>()
-                        .iter()
-                        .flatten()
-                        .for_each(|key| set.insert(&key.to_le_bytes()[..]));
-                }
-                KeyKind::Text => match keys.data_type() {
-                    DataType::Utf8 => for_each(keys.as_string::<i32>().iter(), |key: &str| set.insert(key)),
-                    DataType::LargeUtf8 => for_each(keys.as_string::<i64>().iter(), |key: &str| set.insert(key)),
-                    _ => for_each(keys.as_string_view().iter(), |key: &str| set.insert(key)),
-                },
-                KeyKind::Bytes => match keys.data_type() {
-                    DataType::Binary => for_each(keys.as_binary::<i32>().iter(), |key: &[u8]| set.insert(key)),
-                    DataType::LargeBinary => for_each(keys.as_binary::<i64>().iter(), |key: &[u8]| set.insert(key)),
-                    _ => for_each(keys.as_binary_view().iter(), |key: &[u8]| set.insert(key)),
-                },
-            }
-        }
-        Ok(Some(Self::Bloom(Arc::new(set))))
+        let bloom = BloomKeys::build(count, bitmap, |set| keys.iter().try_for_each(|keys| insert(kind, keys, set)))?;
+        Ok(Some(Self::Bloom(Arc::new(bloom))))
     }
 
     /// The set in a message of the wire.
@@ -229,10 +236,7 @@ impl KeySet {
     /// # Errors
     /// [`ErrorCode::InvalidMessage`] for bytes that are no whole number of blocks.
     pub fn from_bloom(bitset: &[u8]) -> Result<Self> {
-        if bitset.is_empty() || !bitset.len().is_multiple_of(32) {
-            return Err(Error::new(ErrorCode::InvalidMessage, "a Bloom filter of keys is no whole number of blocks"));
-        }
-        Ok(Self::Bloom(Arc::new(Sbbf::new(bitset))))
+        Ok(Self::Bloom(Arc::new(BloomKeys::from_bitset(bitset)?)))
     }
 
     /// Which of `keys` may be in the set; null is in none.
@@ -247,7 +251,13 @@ impl KeySet {
             (Self::Bitmap { .. }, _) => {
                 return Err(internal_datafusion_err!("a bitmap holds no keys of type {}", keys.data_type()));
             }
-            (Self::Bloom(set), KeyKind::Integer) => primitive(&integers(keys)?, |key| set.check(&key)),
+            (Self::Bloom(set), KeyKind::Integer) => match &set.bitmap {
+                Some((first, bits)) => in_bitmap(*first, bits, keys)?,
+                None => {
+                    let numbers = set.numbers()?;
+                    primitive(&integers(keys)?, |key| numbers.check(key))
+                }
+            },
             (Self::Bloom(set), KeyKind::Decimal) => {
                 primitive(keys.as_primitive::<Decimal128Type>(), |key| set.check(&key.to_le_bytes()[..]))
             }
@@ -408,6 +418,17 @@ mod tests {
         assert!(set.contains(&others).unwrap().true_count() < 100);
         let decimals = Arc::new(Decimal128Array::from(vec![17, -4]));
         check(Arc::clone(&decimals) as _, decimals, &[true, true]);
+    }
+
+    #[test]
+    fn a_bitmap_that_is_too_sparse_to_be_sent_is_asked_where_it_was_made() {
+        let sparse = Int64Array::from_iter_values((0..5_000).map(|key| key * 1_000));
+        let set = KeySet::build(&[Arc::new(sparse)]).unwrap().unwrap();
+        let KeySet::Bloom(keys) = &set else { panic!("{set}") };
+        let asked = Int64Array::from_iter_values((0..5_000_000).step_by(500));
+        assert_eq!(set.contains(&asked).unwrap().true_count(), 5_000);
+        let sent = KeySet::from_bloom(&keys.bitset().unwrap()).unwrap();
+        assert!((5_000..5_300).contains(&sent.contains(&asked).unwrap().true_count()));
     }
 
     #[test]

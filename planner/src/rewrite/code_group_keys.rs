@@ -4,20 +4,18 @@ use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 use datafusion::common::config::ConfigOptions;
+use datafusion::common::internal_datafusion_err;
 use datafusion::common::tree_node::{Transformed, TreeNode};
-use datafusion::common::{JoinSide, JoinType, internal_datafusion_err};
 use datafusion::error::Result;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
 use datafusion::physical_expr::expressions::Column;
-use datafusion::physical_expr::utils::collect_columns;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode, PhysicalGroupBy};
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
 use datafusion::physical_plan::coop::CooperativeExec;
 use datafusion::physical_plan::execution_plan::replace_children_if_necessary;
 use datafusion::physical_plan::filter::FilterExec;
-use datafusion::physical_plan::joins::HashJoinExec;
 use datafusion::physical_plan::limit::{GlobalLimitExec, LocalLimitExec};
 use datafusion::physical_plan::projection::ProjectionExec;
 use datafusion::physical_plan::repartition::RepartitionExec;
@@ -26,7 +24,7 @@ use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMerge
 use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
 use datafusion::physical_plan::{ExecutionPlan, InputOrderMode, Partitioning};
 
-use crate::join_keys::JoinKeysExec;
+use super::origin::{Between, column_of, origin, reads};
 use crate::key_codes::{CodeKeysExec, DecodeKeysExec, Decoded, KeyCodes};
 use crate::options::{Pushdown, pushdown};
 use crate::scan_exec::StorageScanExec;
@@ -169,14 +167,6 @@ fn has_order(function: &AggregateFunctionExpr) -> bool {
     !function.order_bys().is_empty() || function.is_reversed()
 }
 
-fn column_of(expression: &Arc<dyn PhysicalExpr>) -> Option<usize> {
-    expression.downcast_ref::<Column>().map(Column::index)
-}
-
-fn reads(expression: &Arc<dyn PhysicalExpr>, column: usize) -> bool {
-    collect_columns(expression).iter().any(|read| read.index() == column)
-}
-
 /// Keys of the lowest stage that come from one scan.
 struct ScanKeys {
     scan: Arc<dyn ExecutionPlan>,
@@ -211,7 +201,7 @@ fn coded(node: &Arc<dyn ExecutionPlan>, statistics: &StatisticsContext) -> Resul
     let mut sets: Vec<ScanKeys> = Vec::new();
     for place in 0..lowest.keys().len() {
         let Some(column) = lowest.column_of_key(place) else { continue };
-        let Some((scan, column)) = origin(lowest.partial.input(), column) else { continue };
+        let Some((scan, column)) = origin(lowest.partial.input(), column, Between::HandOn) else { continue };
         match sets.iter_mut().find(|set| Arc::ptr_eq(&set.scan, scan)) {
             Some(set) => set.keys.push((place, column)),
             None => sets.push(ScanKeys { scan: Arc::clone(scan), keys: vec![(place, column)] }),
@@ -235,72 +225,6 @@ fn coded(node: &Arc<dyn ExecutionPlan>, statistics: &StatisticsContext) -> Resul
     let rows_max = coded_max.min(joined.saturating_mul(times) / GROUPED_ROWS_MIN);
     sets.retain(|set| rows(&set.scan).is_some_and(|rows| rows <= rows_max));
     if sets.is_empty() { Ok(None) } else { with_codes(node, lowest, above, &sets).map(Some) }
-}
-
-/// The scan that a column comes from, and its place there, where it is handed on from there and nothing looks at it.
-fn origin(node: &Arc<dyn ExecutionPlan>, column: usize) -> Option<(&Arc<dyn ExecutionPlan>, usize)> {
-    if node.is::<StorageScanExec>() {
-        return Some((node, column));
-    }
-    if let Some(projection) = node.downcast_ref::<ProjectionExec>() {
-        let below = column_of(&projection.expr().get(column)?.expr)?;
-        let read = projection.expr().iter().filter(|projected| reads(&projected.expr, below)).count();
-        return if read == 1 { origin(projection.input(), below) } else { None };
-    }
-    if let Some(join) = node.downcast_ref::<HashJoinExec>() {
-        return origin_in_join(join, column);
-    }
-    if let Some(filter) = node.downcast_ref::<FilterExec>() {
-        let below = match filter.projection() {
-            Some(projection) => only_place(projection, column)?,
-            None => column,
-        };
-        return if reads(filter.predicate(), below) { None } else { origin(filter.input(), below) };
-    }
-    let passes = match node.downcast_ref::<RepartitionExec>().map(RepartitionExec::partitioning) {
-        Some(Partitioning::Hash(by, _)) => !by.iter().any(|key| reads(key, column)),
-        Some(Partitioning::RoundRobinBatch(_)) => true,
-        Some(_) => false,
-        None => node.is::<CoalescePartitionsExec>() || node.is::<CooperativeExec>() || node.is::<JoinKeysExec>(),
-    };
-    match node.children().as_slice() {
-        [input] if passes => origin(input, column),
-        _ => None,
-    }
-}
-
-/// What is at `column` of a choice of columns, if it was chosen once.
-fn only_place(chosen: &[usize], column: usize) -> Option<usize> {
-    let below = chosen.get(column)?;
-    (chosen.iter().filter(|other| *other == below).count() == 1).then_some(*below)
-}
-
-/// The same below a join, of a side all of whose rows are of the scan: for a row without partner the other side is null,
-/// which is no code.
-fn origin_in_join(join: &HashJoinExec, column: usize) -> Option<(&Arc<dyn ExecutionPlan>, usize)> {
-    let column = match &join.projection {
-        Some(projection) => only_place(projection, column)?,
-        None => column,
-    };
-    let left = join.left().schema().fields().len();
-    let of_left = |column: usize| (column < left).then_some((JoinSide::Left, column));
-    let of_right = |column: usize| column.checked_sub(left).map(|column| (JoinSide::Right, column));
-    let (side, column) = match join.join_type() {
-        JoinType::Inner => of_left(column).or_else(|| of_right(column)),
-        JoinType::Left | JoinType::LeftSemi | JoinType::LeftAnti => of_left(column),
-        JoinType::Right => of_right(column),
-        JoinType::RightSemi | JoinType::RightAnti => Some((JoinSide::Right, column)),
-        JoinType::Full | JoinType::LeftMark | JoinType::RightMark => None,
-    }?;
-    let is_left = side == JoinSide::Left;
-    let mut keys = join.on().iter().map(|(left, right)| if is_left { left } else { right });
-    let is_key = keys.any(|key| reads(key, column));
-    let mut filtered = join.filter().into_iter().flat_map(|filter| filter.column_indices());
-    let is_filtered = filtered.any(|read| read.side == side && read.index == column);
-    if is_key || is_filtered {
-        return None;
-    }
-    origin(if is_left { join.left() } else { join.right() }, column)
 }
 
 /// What a stage yields with codes in it.

@@ -96,13 +96,7 @@ fn encode_membership(membership: &Membership) -> Result<wire::Membership> {
             let bytes = Bytes::from(bits.sliced().into_vec::<u8>().unwrap_or_else(|shared| shared.as_slice().to_vec()));
             wire::membership::Set::Bitmap(wire::KeyBitmap { first: *first, count: bits.len() as u64, bits: bytes })
         }
-        KeySet::Bloom(filter) => {
-            let mut bytes = Vec::new();
-            filter
-                .write_bitset(&mut bytes)
-                .context(ErrorCode::Internal, || "a Bloom filter could not be encoded".to_owned())?;
-            wire::membership::Set::Bloom(bytes.into())
-        }
+        KeySet::Bloom(keys) => wire::membership::Set::Bloom(keys.bitset()?.into()),
     };
     Ok(wire::Membership { key: encode_expression(membership.key())?, set: Some(set) })
 }

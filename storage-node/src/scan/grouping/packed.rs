@@ -12,13 +12,15 @@ const FREE: u32 = u32::MAX;
 pub(super) struct KeyPlaces {
     /// Of the dictionary.
     texts: ArrayRef,
+    /// The key that stands for null, after those of the texts.
+    null: usize,
     /// For each number by the keys before those by each key, and last for null; [`FREE`] where there is none.
     numbers: Vec<u32>,
 }
 
 impl KeyPlaces {
     pub(super) fn of(texts: &ArrayRef) -> Self {
-        Self { texts: Arc::clone(texts), numbers: Vec::new() }
+        Self { texts: Arc::clone(texts), null: texts.len(), numbers: Vec::new() }
     }
 
     /// Whether keys are those of a dictionary.
@@ -33,12 +35,12 @@ impl KeyPlaces {
 
     /// The key that stands for null.
     pub(super) fn null(&self) -> usize {
-        self.texts.len()
+        self.null
     }
 
     #[inline]
     fn place(&self, before: usize, key: usize) -> usize {
-        before.saturating_mul(self.null() + 1).saturating_add(key)
+        before.saturating_mul(self.null + 1).saturating_add(key)
     }
 
     #[inline]
