@@ -29,6 +29,9 @@ use crate::key_codes::{CodeKeysExec, DecodeKeysExec, Decoded, KeyCodes};
 use crate::options::{Pushdown, pushdown};
 use crate::scan_exec::StorageScanExec;
 
+/// Keys of one scan below which what is grouped once gets no codes: it costs a hit of the plan cache more than a query has
+/// of it.
+const KEYS_MIN: usize = 2;
 /// Rows that are grouped, by the statistics and once for each aggregate, for each row of the scan: below this, giving
 /// codes costs about what it saves.
 const GROUPED_ROWS_MIN: usize = 2;
@@ -40,8 +43,8 @@ const CODED_TWICE_ROWS_MAX: usize = 1 << 20;
 /// Rows of the segments of a scan above which its keys get no codes: an estimate can be wrong, and keys are kept in memory.
 const SCANNED_ROWS_MAX: u64 = 1 << 21;
 
-/// Groups by a code for all keys that come from one scan through joins, where rows are many more above the joins than
-/// below them, or grouped twice as for `count(DISTINCT ...)`. See [`crate::key_codes`].
+/// Groups by a code for all keys that come from one scan through joins, where there are several and rows are many more
+/// above the joins than below them, or where rows are grouped twice as for `count(DISTINCT ...)`. See [`crate::key_codes`].
 ///
 /// It comes after the rules that move aggregates and joins to the storage nodes, which do not look through codes.
 #[derive(Debug)]
@@ -207,7 +210,8 @@ fn coded(node: &Arc<dyn ExecutionPlan>, statistics: &StatisticsContext) -> Resul
             None => sets.push(ScanKeys { scan: Arc::clone(scan), keys: vec![(place, column)] }),
         }
     }
-    sets.retain(|set| set.has_text() && set.rows_at_most() <= SCANNED_ROWS_MAX);
+    let keys_min = if above.is_some() { 1 } else { KEYS_MIN };
+    sets.retain(|set| set.keys.len() >= keys_min && set.has_text() && set.rows_at_most() <= SCANNED_ROWS_MAX);
     if let Some(above) = above {
         let is_key = |place: usize| (0..above.keys().len()).any(|key| above.column_of_key(key) == Some(place));
         sets.retain(|set| set.keys.iter().all(|(place, _)| is_key(*place)));
