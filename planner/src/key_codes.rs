@@ -30,7 +30,7 @@ use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
 use datafusion::physical_plan::aggregates::group_values::{GroupValues, new_group_values};
 use datafusion::physical_plan::aggregates::order::GroupOrdering;
-use datafusion::physical_plan::execution_plan::{CardinalityEffect, ChildrenPropertiesMode, ReplaceChildrenOptions};
+use datafusion::physical_plan::execution_plan::{CardinalityEffect, ReplaceChildrenOptions};
 use datafusion::physical_plan::metrics::{BaselineMetrics, ExecutionPlanMetricsSet, MetricsSet, RecordOutput};
 use datafusion::physical_plan::statistics::{ChildStats, StatisticsArgs};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
@@ -38,7 +38,7 @@ use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Exe
 use futures::StreamExt;
 use parking_lot::Mutex;
 
-use crate::pass_through::{has_no_expressions, only_child};
+use crate::pass_through::{has_child, has_no_expressions, only_child};
 
 /// Holds the keys of a run.
 const CONSUMER: &str = "coded group keys";
@@ -252,26 +252,22 @@ fn decode(
 
 impl DisplayAs for CodeKeysExec {
     fn fmt_as(&self, format: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let keys: Vec<_> = self.codes.schema.fields().iter().map(|field| field.name().as_str()).collect();
-        match format {
-            DisplayFormatType::Default | DisplayFormatType::Verbose => {
-                write!(f, "CodeKeysExec: keys=[{}]", keys.join(", "))
-            }
-            DisplayFormatType::TreeRender => writeln!(f, "keys={}", keys.join(", ")),
-        }
+        fmt_keys(self.name(), std::slice::from_ref(&self.codes), format, f)
     }
 }
 
 impl DisplayAs for DecodeKeysExec {
     fn fmt_as(&self, format: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let keys = self.codes.iter().flat_map(|codes| codes.schema.fields());
-        let keys: Vec<_> = keys.map(|field| field.name().as_str()).collect();
-        match format {
-            DisplayFormatType::Default | DisplayFormatType::Verbose => {
-                write!(f, "DecodeKeysExec: keys=[{}]", keys.join(", "))
-            }
-            DisplayFormatType::TreeRender => writeln!(f, "keys={}", keys.join(", ")),
-        }
+        fmt_keys(self.name(), &self.codes, format, f)
+    }
+}
+
+fn fmt_keys(name: &str, codes: &[Arc<KeyCodes>], format: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let keys = codes.iter().flat_map(|codes| codes.schema.fields());
+    let keys: Vec<_> = keys.map(|field| field.name().as_str()).collect();
+    match format {
+        DisplayFormatType::Default | DisplayFormatType::Verbose => write!(f, "{name}: keys=[{}]", keys.join(", ")),
+        DisplayFormatType::TreeRender => writeln!(f, "keys={}", keys.join(", ")),
     }
 }
 
@@ -282,17 +278,7 @@ macro_rules! maps_rows {
             &self.properties
         }
 
-        fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-            vec![&self.input]
-        }
-
-        fn benefits_from_input_partitioning(&self) -> Vec<bool> {
-            vec![false]
-        }
-
-        fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
-            self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
-        }
+        has_child!(input);
 
         fn cardinality_effect(&self) -> CardinalityEffect {
             CardinalityEffect::Equal
@@ -300,10 +286,6 @@ macro_rules! maps_rows {
 
         fn metrics(&self) -> Option<MetricsSet> {
             Some(self.metrics.clone_inner())
-        }
-
-        fn child_stats_requests(&self, partition: Option<usize>) -> Vec<ChildStats> {
-            vec![ChildStats::At(partition)]
         }
 
         fn statistics_from_inputs(

@@ -11,8 +11,8 @@ pub(crate) fn only_child(name: &str, children: Vec<Arc<dyn ExecutionPlan>>) -> R
     children.into_iter().next().ok_or_else(|| internal_datafusion_err!("{name} has one child"))
 }
 
-/// The methods of an [`ExecutionPlan`] with one child, in the field that is named, whose rows it yields.
-macro_rules! passes_through {
+/// The methods of an [`ExecutionPlan`] with one child, in the field that is named.
+macro_rules! has_child {
     ($input:ident) => {
         fn benefits_from_input_partitioning(&self) -> Vec<bool> {
             vec![false]
@@ -30,6 +30,13 @@ macro_rules! passes_through {
         fn child_stats_requests(&self, partition: Option<usize>) -> Vec<ChildStats> {
             vec![ChildStats::At(partition)]
         }
+    };
+}
+
+/// The methods of an [`ExecutionPlan`] with one child, in the field that is named, whose rows it yields.
+macro_rules! passes_through {
+    ($input:ident) => {
+        crate::pass_through::has_child!($input);
 
         fn statistics_from_inputs(
             &self,
@@ -66,4 +73,4 @@ macro_rules! has_no_expressions {
     };
 }
 
-pub(crate) use {has_no_expressions, has_properties_of, passes_through};
+pub(crate) use {has_child, has_no_expressions, has_properties_of, passes_through};

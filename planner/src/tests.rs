@@ -362,6 +362,20 @@ async fn scans_hear_of_the_keys_of_joins() {
     }
 }
 
+#[tokio::test]
+async fn scans_hear_of_the_bound_of_an_order_without_any_join() {
+    let (planner, access) = planner_with(&[]);
+    for sql in ["select id from orders order by total desc limit 3", "select comment from orders order by id limit 2"] {
+        check(sql).await;
+        let query = planner.plan(sql).await.unwrap();
+        assert!(query.explain().contains("at run time=[bound of "), "{}", query.explain());
+        run(&query).await.unwrap();
+        let tasks = std::mem::take(&mut *access.tasks.lock());
+        let bounds = tasks.iter().filter(|task| task.fragment.now().unwrap().filter().is_some());
+        assert!(bounds.count() > 0, "{sql}");
+    }
+}
+
 /// Facts with keys of days, as numbers, and of buyers; and these two tables.
 fn star() -> Vec<MemoryTable> {
     let table = |name: &str, columns: Vec<(&str, Vec<i64>)>| {

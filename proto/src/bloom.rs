@@ -25,7 +25,7 @@ pub struct BloomKeys {
     /// Its blocks once more, made when it is first asked about a whole number.
     blocks: OnceLock<Vec<[u32; 8]>>,
     /// A bitmap of the keys and its first number, which is too large for what it says to be sent, but not to be asked where
-    /// the filter was made: it is exact, and takes a third of the time.
+    /// the filter was made: it is exact, and needs no hash.
     pub(crate) bitmap: Option<(i64, BooleanBuffer)>,
 }
 

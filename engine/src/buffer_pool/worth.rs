@@ -150,7 +150,7 @@ impl Ord for Rank {
 pub(super) fn estimated_bytes(data_type: &DataType, few_values: bool, rows: u64) -> usize {
     let width = match data_type {
         DataType::Boolean => 1,
-        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View if few_values => KEY_BYTES,
+        data_type if data_type.is_string() && few_values => KEY_BYTES,
         data_type => data_type.primitive_width().unwrap_or(16 + TEXT_BYTES),
     };
     usize::try_from(rows).unwrap_or(usize::MAX).saturating_mul(width)

@@ -134,7 +134,8 @@ impl PhysicalOptimizerRule for CollectJoinKeys {
             let children = vec![build, Arc::clone(join.right())];
             replace_children_if_necessary(Arc::clone(&node), children).map(Transformed::yes)
         })?;
-        if keys_of.is_empty() && apart.is_empty() {
+        // Scans with a bound of an order are told what may be pushed as well.
+        if wanted.is_empty() && apart.is_empty() {
             return Ok(plan.data);
         }
         let plan = plan.data.transform_up(|node| {
