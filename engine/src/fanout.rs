@@ -9,9 +9,10 @@
 //! Nothing is spawned: dropping the stream drops the requests, which stops the nodes.
 
 mod fetch;
+mod new_requests;
 mod requests;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,13 +32,14 @@ use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::prelude::SessionConfig;
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
+use new_requests::{NewRequest, NewRequests, RequestKey};
 use requests::{Request, RequestNumber, Requests};
 
 use crate::buffer_pool::{BufferPool, TableOfPool};
 use crate::cluster::{Cluster, Member};
 use crate::limits::{
     HEDGE_LOOK_PAUSE, LIMITED_REQUESTS_MAX, REQUESTS_PER_PARTITION_MAX, SCAN_ROUND_PAUSE, SCAN_ROUNDS_MAX,
-    SCAN_TIMEOUT, SEGMENTS_PER_REQUEST_MAX, WIRE_BYTES_PER_MICRO,
+    SCAN_TIMEOUT, WIRE_BYTES_PER_MICRO,
 };
 use crate::query::QueryDeadline;
 
@@ -77,19 +79,6 @@ struct Progress {
     /// Replicas that failed in this round, with what they said.
     failures: Vec<(NodeId, Error)>,
     rounds: usize,
-}
-
-/// Requests to be sent, each with its segments.
-type Requested = BTreeMap<RequestKey, (Arc<Member>, Vec<usize>)>;
-
-/// What the segments of one request have in common.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct RequestKey {
-    node: NodeId,
-    /// The number of the fragment.
-    fragment: usize,
-    /// Whether it runs on the coordinator.
-    fetched: bool,
 }
 
 /// A fragment that segments are asked with.
@@ -565,9 +554,8 @@ impl FanOut {
     async fn send_requests(&mut self) -> Result<()> {
         while std::mem::take(&mut self.has_changed) && !self.waiting.is_empty() {
             self.apply_runtime_filters()?;
-            let mut requests = BTreeMap::new();
-            let exhausted = self.share_out(&mut requests);
-            for (member, segments) in requests.into_values() {
+            let (requests, exhausted) = self.share_out();
+            for NewRequest { member, segments, .. } in requests.into_requests() {
                 self.send(&member, segments, None);
             }
             if let Some(progress) = exhausted.and_then(|index| self.segments.get_mut(index)) {
@@ -582,27 +570,18 @@ impl FanOut {
 
     /// Shares waiting segments out over requests: one for each node that has none of this partition, so that no node
     /// waits for another. A segment goes to its first replica; what is more than a request takes waits for it, or goes
-    /// to a node that would have nothing to do. Returns a segment of which every replica has failed.
-    fn share_out(&mut self, requests: &mut Requested) -> Option<usize> {
+    /// to a node that would have nothing to do. Returns a segment of which every replica has failed, too.
+    fn share_out(&mut self) -> (NewRequests, Option<usize>) {
         let open_max = if self.rows_left.is_some() { LIMITED_REQUESTS_MAX } else { REQUESTS_PER_PARTITION_MAX };
-        let new_max = open_max.saturating_sub(self.requests.len());
-        let busy = self.requests.nodes();
+        let mut requests = NewRequests::new(open_max.saturating_sub(self.requests.len()), self.requests.nodes());
         let latest = self.latest.as_ref().map(|latest| Arc::clone(&latest.asked));
         let mut left: Vec<(usize, Vec<Arc<Member>>)> = Vec::new();
         let mut exhausted = None;
-        let put = |requests: &mut Requested, progress: &Progress, index: usize, member: &Arc<Member>| {
+        let put = |requests: &mut NewRequests, progress: &Progress, index: usize, member: &Arc<Member>| {
             let fragment = progress.asked.as_ref().or(latest.as_ref()).map_or(0, |asked| asked.number);
             let fetched = progress.fetched && !member.is_buffer_pool();
             let key = RequestKey { node: member.entry.id, fragment, fetched };
-            let room = new_max.saturating_sub(requests.len());
-            match requests.get_mut(&key) {
-                Some((_, segments)) if segments.len() < SEGMENTS_PER_REQUEST_MAX => segments.push(index),
-                None if room > 0 && !busy.contains(&key.node) => {
-                    requests.insert(key, (Arc::clone(member), vec![index]));
-                }
-                _ => return false,
-            }
-            true
+            requests.put(key, member, index, &progress.segment)
         };
         while let Some(index) = self.waiting.pop() {
             let Some(progress) = self.segments.get(index) else { continue };
@@ -611,7 +590,7 @@ impl FanOut {
                 self.pooling.as_ref().zip(asked).filter(|(pooling, asked)| pooling.has(progress, asked))
             {
                 // What has to wait for its turn waits: elsewhere it would cost more.
-                if !put(requests, progress, index, &pooling.member) {
+                if !put(&mut requests, progress, index, &pooling.member) {
                     left.push((index, Vec::new()));
                 }
                 continue;
@@ -623,18 +602,18 @@ impl FanOut {
                 left.push((index, replicas));
                 break;
             };
-            if !put(requests, progress, index, first) {
+            if !put(&mut requests, progress, index, first) {
                 left.push((index, replicas));
             }
         }
-        let working: BTreeSet<NodeId> = requests.keys().map(|key| key.node).chain(busy.iter().copied()).collect();
+        let working = requests.nodes();
         left.retain(|(index, replicas)| {
             let idle = replicas.iter().find(|member| !working.contains(&member.entry.id));
             let progress = self.segments.get(*index);
-            !idle.zip(progress).is_some_and(|(member, progress)| put(requests, progress, *index, member))
+            !idle.zip(progress).is_some_and(|(member, progress)| put(&mut requests, progress, *index, member))
         });
         self.waiting.extend(left.into_iter().rev().map(|(index, _)| index));
-        exhausted
+        (requests, exhausted)
     }
 
     /// Sends a request; a hedge is the rival of another one.

@@ -13,6 +13,7 @@
 
 mod action;
 mod caller;
+mod early;
 mod expiring;
 mod front;
 mod handle;
@@ -59,6 +60,8 @@ pub struct FlightOptions {
     pub idle: Duration,
     /// Result streams that run at a time; further ones are refused as busy.
     pub running_max: usize,
+    /// Time that a query which has started with its ticket waits for its reader.
+    pub early_wait: Duration,
     /// Size of one message of a client, bytes: bounds the batches of an upload.
     pub request_bytes_max: usize,
     /// Size of one message to a client that does not say what it takes, bytes. Batches are split far
@@ -81,6 +84,7 @@ impl Default for FlightOptions {
             handles_max: 10_000,
             idle: Duration::from_secs(3600),
             running_max: 256,
+            early_wait: Duration::from_secs(1),
             request_bytes_max: 64 << 20,
             message_bytes_max: 16 << 20,
             parameter_bytes_max: 256 << 20,

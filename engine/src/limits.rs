@@ -25,6 +25,10 @@ pub(crate) const UPLOAD_CHUNK_BYTES: usize = 1 << 20;
 pub(crate) const NODE_MESSAGE_BYTES_MAX: usize = 64 << 20;
 /// Segments per scan request: bounds the request's size and what one lost connection repeats.
 pub(crate) const SEGMENTS_PER_REQUEST_MAX: usize = 32;
+/// Bytes of the segments of a request up to which it may have more of them: to ask again costs more than they do.
+pub(crate) const SMALL_REQUEST_BYTES: u64 = 4 << 20;
+/// Segments per scan request where they are as small.
+pub(crate) const SMALL_SEGMENTS_PER_REQUEST_MAX: usize = 1_024;
 /// Requests that one partition of a scan has open at a time, each at another node.
 pub(crate) const REQUESTS_PER_PARTITION_MAX: usize = 16;
 /// The same where a limit may be met by the first of them.

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use crate::plan_cache::Lease;
 
 pub(crate) use stream::{deadline_exceeded, one_batch, query_stream};
-pub(crate) use task::run_on;
+pub(crate) use task::{AbortOnDrop, run_on};
 pub use totals::Metric;
 use totals::Totals;
 

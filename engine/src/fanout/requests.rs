@@ -226,7 +226,7 @@ impl Requests {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeMap;
 
     use aubade_catalog::NodeEntry;
@@ -238,7 +238,7 @@ mod tests {
     use super::*;
     use crate::storage_client::{LoopbackClients, StorageClients};
 
-    async fn member() -> Arc<Member> {
+    pub(in crate::fanout) async fn member() -> Arc<Member> {
         let environment = Environment::system().with_files(Arc::new(MemoryFiles::default()));
         let cluster = ClusterId(environment.new_uuid());
         let node = StorageNode::open(environment, cluster, StorageNodeOptions::new("/node", "az1")).await.unwrap();

@@ -83,12 +83,13 @@ impl Front {
     async fn schema(&self, request: Request<FlightDescriptor>, caller: &Caller) -> Result<SchemaResult, Status> {
         let any = Any::decode(request.get_ref().cmd.as_ref())
             .context(ErrorCode::InvalidMessage, || "the command cannot be read".to_owned())?;
-        if let Ok(Command::CommandStatementQuery(command)) = Command::try_from(any) {
-            let schema = self.service.statement_schema(&command, caller).await?;
-            return Ok(SchemaResult { schema });
-        }
-        let info = self.service.get_flight_info(request).await?.into_inner();
-        Ok(SchemaResult { schema: info.schema })
+        // Whoever asks for the columns alone does not want the query to start.
+        let schema = match Command::try_from(any) {
+            Ok(Command::CommandStatementQuery(command)) => self.service.statement_schema(&command, caller).await?,
+            Ok(Command::CommandPreparedStatementQuery(command)) => self.service.prepared_schema(&command)?,
+            _ => self.service.get_flight_info(request).await?.into_inner().schema,
+        };
+        Ok(SchemaResult { schema })
     }
 }
 
@@ -126,7 +127,7 @@ impl FlightService for Front {
     }
 
     async fn poll_flight_info(&self, request: Request<FlightDescriptor>) -> Result<Response<PollInfo>, Status> {
-        // Planning is all that happens before DoGet, so the first poll is the last.
+        // The ticket is all that there is to wait for, so the first poll is the last.
         let response = self.get_flight_info(request).await?;
         Ok(response.map(|info| PollInfo { info: Some(info), progress: Some(1.0), ..PollInfo::default() }))
     }

@@ -1,13 +1,14 @@
 //! Tickets and prepared statements: what clients hold between two calls.
 //!
 //! ```text
-//! GetFlightInfo(SQL)                 -> ticket (planned, not run) -> DoGet runs it
+//! GetFlightInfo(SQL)                 -> ticket (a query has started) -> DoGet reads it
 //! CreatePreparedStatement(SQL)       -> prepared statement -> bind -> GetFlightInfo -> ticket -> DoGet
 //! ```
 //! A ticket of a query may be read again, which runs the query again. A ticket of a statement that
-//! changes something works once: a client that retries must not change it twice.
+//! changes something runs it at DoGet, and once: a client that retries must not change it twice.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
@@ -15,10 +16,12 @@ use aubade_environment::Environment;
 use aubade_proto::{Error, ErrorCode, Result};
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::FlightOptions;
+use super::early::EarlyRun;
 use super::expiring::Expiring;
 use crate::session::{Prepared, Session};
 
@@ -54,6 +57,21 @@ impl Runnable {
     }
 }
 
+/// What a ticket stands for.
+#[derive(Debug)]
+pub(super) struct IssuedTicket {
+    runnable: Runnable,
+    /// For whoever comes first.
+    early: Mutex<Option<EarlyRun>>,
+}
+
+impl IssuedTicket {
+    /// The run that has started with the ticket, if nobody has it yet.
+    pub(super) fn take_early(&self) -> Option<EarlyRun> {
+        self.early.lock().take()
+    }
+}
+
 /// A prepared statement with the parameters that were bound last.
 #[derive(Debug)]
 pub(super) struct PreparedHandle {
@@ -85,8 +103,9 @@ impl PreparedHandle {
 #[derive(Debug)]
 pub(super) struct Handles {
     environment: Environment,
-    tickets: Expiring<Uuid, Arc<Runnable>>,
+    tickets: Expiring<Uuid, Arc<IssuedTicket>>,
     prepared: Expiring<Uuid, Arc<PreparedHandle>>,
+    early_wait: Duration,
 }
 
 impl Handles {
@@ -95,33 +114,41 @@ impl Handles {
         Self {
             tickets: Expiring::new(Arc::clone(clock), options.handles_max, options.idle),
             prepared: Expiring::new(Arc::clone(clock), options.handles_max, options.idle),
+            early_wait: options.early_wait,
             environment,
         }
     }
 
-    /// Issues a ticket.
-    pub(super) fn issue(&self, runnable: Runnable) -> Bytes {
+    /// Issues a ticket. The query starts at once where it has a place among those that run.
+    pub(super) fn issue(&self, runnable: Runnable, place: Option<OwnedSemaphorePermit>) -> Bytes {
         let id = self.environment.new_uuid();
-        self.tickets.get_or_insert(id, Arc::new(runnable));
+        let ticket = Arc::new(IssuedTicket { runnable, early: Mutex::default() });
+        if let Some(place) = place {
+            let early = EarlyRun::begin(&ticket.runnable, Arc::downgrade(&ticket), place, self.early_wait);
+            *ticket.early.lock() = Some(early);
+        }
+        self.tickets.get_or_insert(id, ticket);
         Bytes::copy_from_slice(id.as_bytes())
     }
 
-    /// What to run for a ticket; one that changes something is used up by this.
+    /// What to run for a ticket, and the run that has started already; a ticket that changes something is used up by
+    /// this.
     ///
     /// # Errors
     /// `HandleNotFound`.
-    pub(super) fn redeem(&self, handle: &[u8]) -> Result<Runnable> {
+    pub(super) fn redeem(&self, handle: &[u8]) -> Result<(Runnable, Option<EarlyRun>)> {
         let unknown = || {
             Error::new(ErrorCode::HandleNotFound, "the ticket is unknown, has expired or was used")
                 .hint("ask for the statement again: a ticket that changes something works once")
         };
         let id = parse(handle).ok_or_else(unknown)?;
         let mut ticket = self.tickets.get(&id).ok_or_else(unknown)?;
-        if !ticket.prepared.is_query {
+        if !ticket.runnable.prepared.is_query {
             // Of two callers at the same time, one gets it.
             ticket = self.tickets.remove(&id).ok_or_else(unknown)?;
         }
-        Ok(Runnable { cancel: ticket.cancel.child_token(), ..(*ticket).clone() })
+        let cancel = ticket.runnable.cancel.child_token();
+        Ok((Runnable { cancel, ..ticket.runnable.clone() }, ticket.take_early()))
     }
 
     /// Keeps a prepared statement.
@@ -154,7 +181,7 @@ impl Handles {
     pub(super) fn cancel_ticket(&self, handle: &[u8]) -> bool {
         let ticket = parse(handle).and_then(|id| self.tickets.remove(&id));
         if let Some(ticket) = &ticket {
-            ticket.cancel.cancel();
+            ticket.runnable.cancel.cancel();
         }
         ticket.is_some()
     }

@@ -28,18 +28,18 @@ pub(super) struct Running {
 ///
 /// # Errors
 /// Those of the statement before its first row; `Cancelled` when another call ended it.
-pub(super) async fn start(runnable: &Runnable, caller: &Caller) -> Result<Running> {
+pub(super) async fn start(runnable: &Runnable, options: ExecuteOptions) -> Result<Running> {
     let several = runnable.parameters.as_ref().filter(|batch| runnable.prepared.is_query && batch.num_rows() > 1);
     let Some(parameters) = several.cloned() else {
-        return begin(runnable, runnable.parameters.clone(), options(caller)).await.map(|output| Running {
+        return begin(runnable, runnable.parameters.clone(), options).await.map(|output| Running {
             query_id: output.query_id,
             schema: told_schema(runnable, output.schema),
             stream: output.stream,
         });
     };
-    let first = begin(runnable, Some(parameters.slice(0, 1)), options(caller)).await?;
+    let first = begin(runnable, Some(parameters.slice(0, 1)), options).await?;
     let schema = told_schema(runnable, first.schema);
-    let (runnable, options) = (runnable.clone(), options(caller));
+    let runnable = runnable.clone();
     let rest = stream::iter(1..parameters.num_rows()).then(move |row| {
         let (runnable, parameters) = (runnable.clone(), parameters.slice(row, 1));
         async move {
@@ -92,7 +92,8 @@ fn told_schema(runnable: &Runnable, actual: SchemaRef) -> SchemaRef {
     if types(told) == types(&actual) { SchemaRef::clone(told) } else { actual }
 }
 
-fn options(caller: &Caller) -> ExecuteOptions {
+/// What a call says of its run.
+pub(super) fn options(caller: &Caller) -> ExecuteOptions {
     ExecuteOptions { timeout: caller.remaining() }
 }
 

@@ -36,8 +36,9 @@ use tonic::{Extensions, Request, Response, Status, Streaming};
 
 use super::caller::Caller;
 use super::handle::{Handles, Runnable};
+use super::run::{self, Running};
 use super::stream::{Guard, encode};
-use super::{FlightOptions, QUERY_ID_HEADER, action, ingest, metadata, run, type_info};
+use super::{FlightOptions, QUERY_ID_HEADER, action, ingest, metadata, type_info};
 use crate::engine::Engine;
 use crate::session::Prepared;
 
@@ -88,10 +89,16 @@ impl Service {
         schema_bytes(&prepared.schema)
     }
 
+    /// The columns of a prepared statement's result; none where they are not certain.
+    pub(super) fn prepared_schema(&self, command: &CommandPreparedStatementQuery) -> Result<Bytes> {
+        certain_schema_bytes(&self.handles.prepared(&command.prepared_statement_handle)?.runnable())
+    }
+
     /// The answer to GetFlightInfo for a statement that is bound: one endpoint, here.
     fn statement_info(&self, runnable: Runnable, descriptor: FlightDescriptor) -> Result<Response<FlightInfo>, Status> {
-        let schema = runnable.certain_schema().map(|schema| schema_bytes(schema)).transpose()?.unwrap_or_default();
-        let command = TicketStatementQuery { statement_handle: self.handles.issue(runnable) };
+        let schema = certain_schema_bytes(&runnable)?;
+        let place = self.early_place(&runnable);
+        let command = TicketStatementQuery { statement_handle: self.handles.issue(runnable, place) };
         Ok(flight_info(schema, &command, descriptor))
     }
 
@@ -104,14 +111,15 @@ impl Service {
     /// Runs a statement and streams its result.
     async fn stream(&self, runnable: Runnable, caller: &Caller) -> Result<Response<Messages>, Status> {
         let permit = self.admit()?;
-        let running = run::start(&runnable, caller).await?;
-        let guard = Guard { ended: ended(caller, runnable.cancel), permit: Some(permit) };
-        let messages = encode(running.schema, running.stream, caller.message_bytes_max, guard);
-        let mut response = Response::new(messages);
-        if let Ok(id) = running.query_id.to_string().parse() {
-            response.metadata_mut().insert(QUERY_ID_HEADER, id);
-        }
-        Ok(response)
+        let running = run::start(&runnable, run::options(caller)).await?;
+        Ok(result(running, runnable.cancel, permit, caller))
+    }
+
+    /// A place for a query that is to start with its ticket: not where that would leave too few to those that are read.
+    fn early_place(&self, runnable: &Runnable) -> Option<OwnedSemaphorePermit> {
+        let runs_once = runnable.parameters.as_ref().is_none_or(|rows| rows.num_rows() == 1);
+        let room = self.running.available_permits() > self.options.running_max / 2;
+        (runnable.prepared.is_query && runs_once && room).then(|| self.admit().ok()).flatten()
     }
 
     fn admit(&self) -> Result<OwnedSemaphorePermit> {
@@ -137,6 +145,21 @@ impl Service {
     }
 }
 
+/// The answer to DoGet for a run that has begun.
+fn result(
+    running: Running,
+    cancel: CancellationToken,
+    permit: OwnedSemaphorePermit,
+    caller: &Caller,
+) -> Response<Messages> {
+    let guard = Guard { ended: ended(caller, cancel), permit: Some(permit) };
+    let mut response = Response::new(encode(running.schema, running.stream, caller.message_bytes_max, guard));
+    if let Ok(id) = running.query_id.to_string().parse() {
+        response.metadata_mut().insert(QUERY_ID_HEADER, id);
+    }
+    response
+}
+
 /// Completes when the call has to end or another one cancels the run.
 fn ended(caller: &Caller, cancel: CancellationToken) -> BoxFuture<'static, Error> {
     let caller = caller.ended();
@@ -155,6 +178,10 @@ fn schema_bytes(schema: &Schema) -> Result<Bytes> {
         .try_into()
         .context(ErrorCode::Internal, || "a schema cannot be written".to_owned())?;
     Ok(message.0)
+}
+
+fn certain_schema_bytes(runnable: &Runnable) -> Result<Bytes> {
+    Ok(runnable.certain_schema().map(|schema| schema_bytes(schema)).transpose()?.unwrap_or_default())
 }
 
 fn info(
@@ -344,8 +371,10 @@ impl FlightSqlService for Service {
         request: Request<Ticket>,
     ) -> Result<Response<<Self as FlightService>::DoGetStream>, Status> {
         let caller = Caller::of(request.extensions())?;
-        let runnable = self.handles.redeem(&ticket.statement_handle)?;
-        self.stream(runnable, &caller).await
+        let (runnable, early) = self.handles.redeem(&ticket.statement_handle)?;
+        let Some(early) = early else { return self.stream(runnable, &caller).await };
+        let (running, cancel, permit) = early.running().await?;
+        Ok(result(running, cancel, permit, &caller))
     }
 
     async fn do_get_prepared_statement(

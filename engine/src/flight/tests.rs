@@ -185,6 +185,60 @@ async fn a_query_ticket_may_be_read_again() {
     server.stop().await;
 }
 
+/// Waits until the newest query is in a state.
+async fn wait_for(server: &Server, state: QueryState) {
+    let clock = &server.engine.environment().clock;
+    for _ in 0..200 {
+        if server.engine.queries().recent().first().is_some_and(|record| record.state == state) {
+            return;
+        }
+        clock.sleep(Duration::from_millis(25)).await;
+    }
+    panic!("not {state:?}: {:?}", server.engine.queries().recent().first());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_query_starts_with_its_ticket() {
+    let (server, mut client) = server_and_client().await;
+    let info = client.execute("SELECT 5 AS five".to_owned(), None).await.unwrap();
+    wait_for(&server, QueryState::Running).await;
+    let started = server.engine.queries().recent()[0].query_id.to_string();
+    let stream = client.do_get(ticket(&info)).await.unwrap();
+    assert_eq!(stream.headers().get(QUERY_ID_HEADER).unwrap().to_str().unwrap(), started);
+    assert_eq!(rows_of(&stream.try_collect::<Vec<_>>().await.unwrap()), 1);
+    assert_eq!(server.engine.queries().recent().len(), 1);
+    // Read again, it runs again.
+    assert_eq!(read(&mut client, info).await.num_rows(), 1);
+    assert_eq!(server.engine.queries().recent().len(), 2);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_query_that_nobody_reads_ends_and_its_ticket_stays() {
+    let server = Server::start(FlightOptions { early_wait: Duration::from_millis(50), ..options() }).await;
+    let mut client = server.client().await;
+    let info = client.execute(ENDLESS.to_owned(), None).await.unwrap();
+    wait_for(&server, QueryState::Cancelled).await;
+    assert!(client.do_get(ticket(&info)).await.unwrap().next().await.unwrap().is_ok());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_for_columns_only_or_cancels_leaves_nothing_running() {
+    let (server, mut client) = server_and_client().await;
+    let command = CommandStatementQuery { query: ENDLESS.to_owned(), transaction_id: None };
+    let mut low = FlightServiceClient::new(server.channel().await);
+    low.get_schema(FlightDescriptor::new_cmd(command.as_any().encode_to_vec())).await.unwrap();
+    let prepared = client.prepare(ENDLESS.to_owned(), None).await.unwrap();
+    assert!(server.engine.queries().recent().is_empty());
+    prepared.close().await.unwrap();
+    let info = client.execute(ENDLESS.to_owned(), None).await.unwrap();
+    wait_for(&server, QueryState::Running).await;
+    act(&mut client, "CancelFlightInfo", CancelFlightInfoRequest::new(info).encode_to_vec()).await.unwrap();
+    wait_for(&server, QueryState::Cancelled).await;
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_prepared_query_runs_with_the_parameters_bound_last() {
     let (server, mut client) = server_and_client().await;
@@ -370,14 +424,8 @@ async fn a_dropped_stream_cancels_its_query() {
     let mut stream = open(&mut client, ENDLESS).await.unwrap();
     assert!(stream.next().await.unwrap().is_ok());
     drop(stream);
-    let clock = &server.engine.environment().clock;
-    for _ in 0..100 {
-        if server.engine.queries().recent()[0].state == QueryState::Cancelled {
-            return server.stop().await;
-        }
-        clock.sleep(Duration::from_millis(50)).await;
-    }
-    panic!("the query still runs: {:?}", server.engine.queries().recent()[0]);
+    wait_for(&server, QueryState::Cancelled).await;
+    server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

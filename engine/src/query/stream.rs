@@ -39,7 +39,7 @@ pub(crate) fn query_stream(
     let schema = source.schema();
     let (sender, receiver) = mpsc::channel(BATCHES_IN_FLIGHT_MAX);
     let producer = produce(source, sender, Arc::clone(&run));
-    Box::pin(QueryStream { schema, receiver, ended: false, run, _task: AbortOnDrop(runtime.spawn(producer)) })
+    Box::pin(QueryStream { schema, receiver, ended: false, run, _task: AbortOnDrop::spawn(runtime, producer) })
 }
 
 async fn produce(source: SendableRecordBatchStream, sender: mpsc::Sender<Message>, run: Arc<QueryRun>) {

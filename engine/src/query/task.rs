@@ -10,7 +10,20 @@ use tokio::task::JoinHandle;
 
 /// A task that ends when its handle is dropped.
 #[derive(Debug)]
-pub(super) struct AbortOnDrop<T>(pub(super) JoinHandle<T>);
+pub(crate) struct AbortOnDrop<T>(pub(super) JoinHandle<T>);
+
+impl<T: Send + 'static> AbortOnDrop<T> {
+    pub(crate) fn spawn(runtime: &Handle, work: impl Future<Output = T> + Send + 'static) -> Self {
+        Self(runtime.spawn(work))
+    }
+}
+
+impl<T> AbortOnDrop<Result<T>> {
+    /// What became of it.
+    pub(crate) async fn join(mut self) -> Result<T> {
+        (&mut self.0).await.unwrap_or_else(|_| Err(stopped()))
+    }
+}
 
 impl<T> Drop for AbortOnDrop<T> {
     fn drop(&mut self) {
@@ -24,11 +37,7 @@ where
     T: Send + 'static,
     F: Future<Output = Result<T>> + Send + 'static,
 {
-    let mut task = AbortOnDrop(runtime.spawn(without_panic(work)));
-    match (&mut task.0).await {
-        Ok(result) => result,
-        Err(_) => Err(stopped()),
-    }
+    AbortOnDrop::spawn(runtime, without_panic(work)).join().await
 }
 
 /// The output of `work`, or an error where it panics: a defect in planning must cost one statement,
