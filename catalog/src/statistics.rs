@@ -14,7 +14,7 @@ mod tests;
 use std::sync::{Arc, OnceLock};
 
 use arrow::array::{Array, ArrayRef, AsArray, UInt64Array, new_empty_array};
-use arrow::compute::concat;
+use arrow::compute::{TakeOptions, concat, take};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use aubade_proto::{Error, ErrorCode, Result, ResultExt};
 
@@ -71,6 +71,18 @@ impl ColumnStatistics {
         }
     }
 
+    fn take(&self, segments: &UInt64Array) -> Result<Self> {
+        Ok(Self {
+            min: take_rows(&self.min, segments)?,
+            max: take_rows(&self.max, segments)?,
+            null_count: take_counts(&self.null_count, segments)?,
+            distinct: take_counts(&self.distinct, segments)?,
+            memory_bytes: take_counts(&self.memory_bytes, segments)?,
+            file_bytes: take_counts(&self.file_bytes, segments)?,
+            exact_bounds: self.exact_bounds,
+        })
+    }
+
     fn concat(&self, other: &Self) -> Result<Self> {
         Ok(Self {
             min: concat_bounds(&self.min, &other.min)?,
@@ -110,6 +122,16 @@ impl SegmentStatistics {
         Self::new(schema, UInt64Array::from(Vec::<u64>::new()), columns)
     }
 
+    /// Those of some segments.
+    ///
+    /// # Errors
+    /// When there is no such segment.
+    pub fn of_segments(&self, segments: &[usize]) -> Result<Self> {
+        let indices = UInt64Array::from_iter_values(segments.iter().map(|segment| *segment as u64));
+        let columns = self.columns.iter().map(|column| column.take(&indices)).collect::<Result<_>>()?;
+        Ok(Self::new(Arc::clone(&self.schema), take_counts(&self.row_counts, &indices)?, columns))
+    }
+
     /// Those of `self` followed by those of `other`.
     ///
     /// # Errors
@@ -121,6 +143,16 @@ impl SegmentStatistics {
             self.columns.iter().zip(&other.columns).map(|(left, right)| left.concat(right)).collect::<Result<_>>()?;
         Ok(Self::new(Arc::clone(&self.schema), row_counts, columns))
     }
+}
+
+fn take_rows(rows: &dyn Array, segments: &UInt64Array) -> Result<ArrayRef> {
+    // Asked for by a number that is not checked, a segment would be a panic.
+    let options = Some(TakeOptions { check_bounds: true });
+    take(rows, segments, options).context(ErrorCode::Internal, || "cannot take statistics of segments".to_owned())
+}
+
+fn take_counts(counts: &UInt64Array, segments: &UInt64Array) -> Result<UInt64Array> {
+    Ok(take_rows(counts, segments)?.as_primitive().clone())
 }
 
 fn concat_counts(left: &UInt64Array, right: &UInt64Array) -> Result<UInt64Array> {

@@ -22,7 +22,8 @@ use aubade_environment::{Deadline, clock};
 use aubade_planner::prune::prune_segments;
 use aubade_planner::{ScanTask, buffer_pool_enabled, fragment_cache_enabled, wire_encoding_enabled};
 use aubade_proto::{
-    Error, ErrorCode, Fragment, NodeId, Result, Retry, ScanEvent, ScanRequest, ScanStatistics, SegmentScan,
+    Error, ErrorCode, Fragment, NodeId, ReductionKind, Result, Retry, ScanEvent, ScanRequest, ScanStatistics,
+    SegmentScan,
 };
 use aubade_storage_node::{FragmentKey, columns_read};
 use datafusion::common::utils::memory::get_record_batch_memory_size;
@@ -38,8 +39,8 @@ use requests::{Request, RequestNumber, Requests};
 use crate::buffer_pool::{BufferPool, TableOfPool};
 use crate::cluster::{Cluster, Member};
 use crate::limits::{
-    HEDGE_LOOK_PAUSE, LIMITED_REQUESTS_MAX, REQUESTS_PER_PARTITION_MAX, SCAN_ROUND_PAUSE, SCAN_ROUNDS_MAX,
-    SCAN_TIMEOUT, WIRE_BYTES_PER_MICRO,
+    HEDGE_LOOK_PAUSE, LIMIT_STATISTICS_WAIT, LIMITED_REQUESTS_MAX, REQUESTS_PER_PARTITION_MAX, SCAN_ROUND_PAUSE,
+    SCAN_ROUNDS_MAX, SCAN_TIMEOUT, WIRE_BYTES_PER_MICRO,
 };
 use crate::query::QueryDeadline;
 
@@ -207,10 +208,12 @@ impl FanOut {
     async fn next(&mut self) -> Result<Option<RecordBatch>> {
         loop {
             if let Some(batch) = self.ready.pop_front() {
+                if self.rows_left == Some(0) && self.ready.is_empty() {
+                    self.end_requests().await;
+                }
                 return Ok(Some(batch));
             }
             if self.rows_left == Some(0) {
-                self.requests.clear();
                 return Ok(None);
             }
             self.send_requests().await?;
@@ -229,6 +232,30 @@ impl FanOut {
             };
             self.handle(event, request)?;
         }
+    }
+
+    /// No more rows are wanted. A node tells what a segment took together with the last rows of a limit: that is still
+    /// taken in, for a moment.
+    async fn end_requests(&mut self) {
+        let clock = Arc::clone(&self.cluster.environment().clock);
+        let until = Deadline::after(clock.as_ref(), LIMIT_STATISTICS_WAIT);
+        while self.segments.iter().any(|progress| progress.rows_handed_on > 0 && !progress.done) {
+            let left = until.remaining(clock.as_ref());
+            let Some(Some((request, event))) = clock::timeout(clock.as_ref(), left, self.requests.next()).await else {
+                break;
+            };
+            match event {
+                Some(Ok(ScanEvent::SegmentDone { segment_index, statistics })) => {
+                    if let Ok(index) = asked(&request, segment_index) {
+                        self.segment_done(index, &statistics, &request.member, false);
+                    }
+                }
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => continue,
+            }
+            self.requests.put_back(request);
+        }
+        self.requests.clear();
     }
 
     /// The next event of any request. Requests that are silent for too long are sent to other replicas meanwhile.
@@ -627,6 +654,9 @@ impl FanOut {
         let asked = progress.clone().find_map(|progress| progress.asked.clone());
         let asked = asked.or_else(|| self.latest.as_ref().map(|latest| Arc::clone(&latest.asked)));
         let fragment = asked.as_ref().map_or_else(|| self.task.fragment.planned(), |asked| &asked.fragment);
+        // The bound that an order has by then is another one each time.
+        let is_order = fragment.reduction().is_some_and(|reduction| reduction.kind() == ReductionKind::TopK);
+        let is_asked_again = !is_order || Arc::ptr_eq(fragment, self.task.fragment.planned());
         let fragment = match self.rows_left {
             None => Arc::clone(fragment),
             limit => Arc::new(fragment.with_limit(limit)),
@@ -640,7 +670,7 @@ impl FanOut {
             fragment,
             batch_rows: self.batch_rows,
             may_push_back: self.cluster.runner().is_some(),
-            may_keep_results: self.may_keep_results,
+            may_keep_results: self.may_keep_results && is_asked_again,
             plain_columns: self.plain_columns,
         };
         let fetched = !member.is_buffer_pool() && progress.clone().any(|progress| progress.fetched);

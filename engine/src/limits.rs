@@ -33,6 +33,8 @@ pub(crate) const SMALL_SEGMENTS_PER_REQUEST_MAX: usize = 1_024;
 pub(crate) const REQUESTS_PER_PARTITION_MAX: usize = 16;
 /// The same where a limit may be met by the first of them.
 pub(crate) const LIMITED_REQUESTS_MAX: usize = 4;
+/// Time that a scan whose limit is met waits for what nodes have to say of it.
+pub(crate) const LIMIT_STATISTICS_WAIT: Duration = Duration::from_millis(1);
 /// Times that a segment is asked of all its replicas before the query fails. With the pause, the rounds last longer than
 /// two looks at the manifest, so that a node that comes back at another address is found.
 pub(crate) const SCAN_ROUNDS_MAX: usize = 8;

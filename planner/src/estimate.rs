@@ -32,7 +32,11 @@ pub(crate) struct Estimate {
 
 /// Of the columns that `schema` names, out of the statistics of the whole table.
 pub(crate) fn scan_statistics(target: &ScanTarget, schema: &SchemaRef) -> Statistics {
-    let table = &target.statistics;
+    of_columns(&target.statistics, target, schema)
+}
+
+/// Of the columns that `schema` names, out of those of `table`.
+fn of_columns(table: &Statistics, target: &ScanTarget, schema: &SchemaRef) -> Statistics {
     let column = |name: &String| {
         let index = target.table.schema.index_of(name).ok()?;
         table.column_statistics.get(index).cloned()
@@ -54,17 +58,20 @@ pub(crate) fn scan_statistics(target: &ScanTarget, schema: &SchemaRef) -> Statis
 }
 
 /// Plans the fragment with DataFusion's own operators over a leaf that has nothing but statistics, and asks what they
-/// know: so pushing a filter down changes no estimate.
+/// know: so pushing a filter down changes no estimate. `whole` are the statistics of all columns of the table over the
+/// segments of the scan, where the filter leaves none of their rows out.
 pub(crate) fn estimate(
     target: &ScanTarget,
     fragment: &Fragment,
     selectivity: u8,
     rows_kept: u64,
+    whole: Option<&Statistics>,
     partition_count: usize,
 ) -> Result<Estimate> {
-    let scanned = scan_statistics(target, fragment.scan_schema());
+    let scanned = of_columns(whole.unwrap_or(&target.statistics), target, fragment.scan_schema());
+    let filter = fragment.filter().filter(|_| whole.is_none());
     let mut plan: Arc<dyn ExecutionPlan> = Arc::new(StatisticsLeaf::new(Arc::clone(fragment.scan_schema()), scanned));
-    if let Some(filter) = fragment.filter() {
+    if let Some(filter) = filter {
         plan = filtered(filter, plan, selectivity)?;
     }
     let outputs = fragment
@@ -77,7 +84,7 @@ pub(crate) fn estimate(
     }
     let statistics = StatisticsContext::new().compute(plan.as_ref(), &StatisticsArgs::new())?;
     let mut statistics = Arc::unwrap_or_clone(statistics);
-    if fragment.filter().is_some() {
+    if filter.is_some() {
         statistics.num_rows = cap(statistics.num_rows, rows_kept);
     }
     if let Some(limit) = fragment.limit() {

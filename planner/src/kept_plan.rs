@@ -25,7 +25,15 @@ use crate::table::AubadeTable;
 /// A query over tables of the cluster that means the same at any time. Its scans hold no snapshot and no segments: they
 /// are bound to one for each run, and so are its placeholders to values ([`with_values`]).
 #[derive(Debug)]
-pub struct KeptPlan(LogicalPlan);
+pub struct KeptPlan {
+    plan: LogicalPlan,
+    /// Of its tables, as they were when it was optimised.
+    rows: BTreeMap<RelationName, u64>,
+}
+
+/// By how much the rows of a table may grow or shrink before a plan is optimised anew: rules that look at statistics
+/// have decided for what they were.
+const ROWS_FACTOR_MAX: u64 = 10;
 
 impl KeptPlan {
     /// Whether a plan can be kept, before it is optimised: it only reads, it reads only tables of the cluster, and none
@@ -69,6 +77,7 @@ impl KeptPlan {
     /// # Errors
     /// When a scan cannot be made again.
     pub fn new(plan: LogicalPlan) -> Result<Self> {
+        let rows = Self::tables_of(&plan)?.into_iter().map(|table| (table.name.clone(), rows_of(&table))).collect();
         let detached = plan.transform_up_with_subqueries(|node| {
             let LogicalPlan::TableScan(scan) = node else { return Ok(Transformed::no(node)) };
             let provider = source_as_provider(&scan.source)?;
@@ -87,21 +96,21 @@ impl KeptPlan {
             let detached = AubadeTable::new(Arc::new(snapshot), Arc::new(empty), Arc::new(NoAccess));
             Ok(Transformed::yes(reading(scan, detached)))
         })?;
-        Ok(Self(detached.data))
+        Ok(Self { plan: detached.data, rows })
     }
 
-    /// The plan over the tables of `snapshot`; `None` where one of them is not there.
+    /// The plan over the tables of `snapshot`; `None` where one of them is not there, or has become another in size.
     ///
     /// # Errors
     /// When a scan cannot be made again.
     pub fn over(&self, snapshot: &Arc<Snapshot>, access: &Arc<dyn TableAccess>) -> Result<Option<LogicalPlan>> {
         let mut all_there = true;
-        let plan = self.0.clone().transform_up_with_subqueries(|node| {
+        let plan = self.plan.clone().transform_up_with_subqueries(|node| {
             let LogicalPlan::TableScan(scan) = node else { return Ok(Transformed::no(node)) };
             let provider = source_as_provider(&scan.source)?;
             let name = provider.downcast_ref::<AubadeTable>().map(|table| &table.table().name);
             let relation = name.and_then(|name: &RelationName| snapshot.relations.get(name));
-            let Some(Relation::Table(table)) = relation else {
+            let Some(Relation::Table(table)) = relation.filter(|relation| self.is_about_as_large(relation)) else {
                 all_there = false;
                 return Ok(Transformed::no(LogicalPlan::TableScan(scan)));
             };
@@ -110,6 +119,16 @@ impl KeptPlan {
         })?;
         Ok(all_there.then_some(plan.data))
     }
+
+    fn is_about_as_large(&self, relation: &Relation) -> bool {
+        let Relation::Table(table) = relation else { return true };
+        let (now, then) = (rows_of(table), self.rows.get(&table.name).copied().unwrap_or(0));
+        now.max(then) <= now.min(then).max(1).saturating_mul(ROWS_FACTOR_MAX)
+    }
+}
+
+fn rows_of(table: &Table) -> u64 {
+    table.segments.iter().map(|segment| segment.rows).fold(0, u64::saturating_add)
 }
 
 /// Names that the optimizer gives to common subexpressions, without their numbers.

@@ -31,6 +31,7 @@ use datafusion::physical_plan::execution_plan::{
 use datafusion::physical_plan::filter_pushdown::{ChildPushdownResult, FilterPushdownPhase, FilterPushdownPropagation};
 use datafusion::physical_plan::metrics::MetricsSet;
 use datafusion::physical_plan::projection::ProjectionExec;
+use datafusion::physical_plan::sorts::sort::SortExec;
 use datafusion::physical_plan::statistics::StatisticsArgs;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
@@ -43,7 +44,7 @@ use crate::estimate::{Estimate, estimate};
 use crate::explain;
 use crate::join_keys::JoinKeys;
 use crate::options::{Pushdown, pushdown};
-use crate::prune::{prune_segments, share_segments};
+use crate::prune::{in_order_of, passes_whole, prune_segments, share_segments};
 use crate::refusal::{NotPushed, Reason};
 use crate::rewrite::Pushable;
 use crate::rewrite::compose::{compose, substitute, substitute_outputs};
@@ -73,6 +74,8 @@ struct Segments {
     kept: Vec<usize>,
     /// `kept`, shared out over the partitions.
     shares: Vec<Vec<usize>>,
+    /// Of the kept ones, where the filter leaves none of their rows out.
+    whole: Option<Statistics>,
 }
 
 impl Segments {
@@ -81,7 +84,14 @@ impl Segments {
         let kept = prune_segments(statistics, fragment.scan_schema(), fragment.filter());
         let rows = |index: usize| target.table.segments.get(index).map_or(0, |segment| segment.rows);
         let shares = share_segments(&kept, rows, target.partitions_max);
-        Self { kept, shares }
+        let passes = |filter: &Arc<dyn PhysicalExpr>| {
+            !kept.is_empty() && passes_whole(statistics, fragment.scan_schema(), filter, &kept)
+        };
+        let whole = fragment.filter().filter(|filter| passes(filter)).and_then(|_| {
+            let of_kept = statistics.of_segments(&kept).inspect_err(|error| tracing::warn!(%error, "no statistics"));
+            of_kept.ok().map(|of_kept| of_kept.to_datafusion())
+        });
+        Self { kept, shares, whole }
     }
 
     fn rows(&self, target: &ScanTarget, segments: &[usize]) -> u64 {
@@ -141,7 +151,7 @@ impl StorageScanExec {
         let rows_kept = segments.rows(&target, &segments.kept);
         let partition_count = segments.shares.len();
         let Estimate { statistics, equivalence } =
-            estimate(&target, &fragment, selectivity, rows_kept, partition_count)?;
+            estimate(&target, &fragment, selectivity, rows_kept, segments.whole.as_ref(), partition_count)?;
         let partitioning = Partitioning::UnknownPartitioning(partition_count);
         let properties =
             PlanProperties::new(equivalence, partitioning, EmissionType::Incremental, Boundedness::Bounded)
@@ -301,7 +311,8 @@ impl StorageScanExec {
     pub(crate) fn promises_no_more_than_filter(&self) -> Result<bool> {
         let (schema, filter) = (self.fragment.scan_schema(), self.fragment.filter());
         let Some(filter) = filter else { return Ok(true) };
-        if self.statistics.num_rows.is_exact() == Some(true) {
+        // Not even where a reduction hides it: rules may have known it before there was one.
+        if self.statistics.num_rows.is_exact() == Some(true) || self.segments.whole.is_some() {
             return Ok(false);
         }
         let columns = schema.fields().iter().enumerate().map(|(index, field)| ProjectionColumn {
@@ -310,7 +321,7 @@ impl StorageScanExec {
         });
         let all = Fragment::try_new(Arc::clone(schema), Some(Arc::clone(filter)), columns.collect(), None)?;
         let rows_kept = self.segments.rows(&self.target, &self.segments.kept);
-        let estimate = estimate(&self.target, &all, self.selectivity, rows_kept, self.segments.shares.len())?;
+        let estimate = estimate(&self.target, &all, self.selectivity, rows_kept, None, self.segments.shares.len())?;
         let equal: Vec<_> = split_conjunction(filter)
             .into_iter()
             .filter_map(|conjunct| conjunct.downcast_ref::<BinaryExpr>())
@@ -453,6 +464,21 @@ impl StorageScanExec {
         Ok(statistics)
     }
 
+    /// `segments` in the order in which they may have the first rows, where these are all that is wanted.
+    fn in_order_of_first_rows(&self, segments: Vec<usize>) -> Vec<usize> {
+        let sort = self.fragment.reduction().and_then(|reduction| reduction.plan().downcast_ref::<SortExec>());
+        let read = sort.map(|sort| sort.expr().first()).and_then(|key| {
+            let column = key.expr.downcast_ref::<Column>()?;
+            let read = &self.fragment.projection().get(column.index())?.expression;
+            let field = self.fragment.scan_schema().fields().get(read.downcast_ref::<Column>()?.index())?;
+            Some((self.target.table.schema.index_of(field.name()).ok()?, key.options))
+        });
+        match read {
+            Some((column, order)) => in_order_of(&self.target.table.statistics, column, order, segments),
+            None => segments,
+        }
+    }
+
     /// Runs the fragment on `segments`, the share of `partition`.
     fn scan(
         &self,
@@ -467,7 +493,7 @@ impl StorageScanExec {
         let task = ScanTask {
             snapshot: Arc::clone(&self.target.snapshot),
             table: Arc::clone(&self.target.table),
-            segments,
+            segments: self.in_order_of_first_rows(segments),
             fragment: RuntimeFragment::new(
                 Arc::clone(&self.fragment),
                 Arc::clone(&self.runtime_filters),

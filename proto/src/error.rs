@@ -284,9 +284,14 @@ impl Error {
         if let Some(found) = find_error(&error) {
             return found;
         }
-        let (code, hint) = classify(error.find_root());
-        let message = error.strip_backtrace();
-        let result = Self::new(code, message);
+        let root = error.find_root();
+        let (code, hint) = classify(root);
+        let is_defect = matches!(root, DataFusionError::Internal(_));
+        let stated = if is_defect { &error } else { without_rules(&error) };
+        // What a rule makes of values that the statement has, as of a pattern that is none.
+        let of_statement = code == ErrorCode::Internal && !is_defect && !std::ptr::eq(stated, &error);
+        let code = if of_statement { ErrorCode::SqlPlan } else { code };
+        let result = Self::new(code, stated.strip_backtrace());
         match hint {
             Some(hint) => result.hint(hint),
             None => result,
@@ -329,6 +334,16 @@ fn find_error(error: &DataFusionError) -> Option<Error> {
         next = cause.source();
     }
     None
+}
+
+/// The error without the rules of the planner that it came through: who wrote the statement knows nothing of them.
+fn without_rules(error: &DataFusionError) -> &DataFusionError {
+    match error {
+        DataFusionError::Context(rule, inner) if rule.starts_with("Optimizer rule '") || !rule.contains(' ') => {
+            without_rules(inner)
+        }
+        _ => error,
+    }
 }
 
 fn classify(root: &DataFusionError) -> (ErrorCode, Option<&'static str>) {
@@ -464,6 +479,20 @@ impl<T, E: Into<Box<dyn StdError + Send + Sync + 'static>>> ResultExt<T> for std
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_in_a_rule_of_the_planner_is_about_the_statement() {
+        let in_rules = |root: DataFusionError| {
+            let error = root.context("type_coercion").context("Optimizer rule 'simplify_expressions' failed");
+            Error::from_datafusion(error)
+        };
+        let pattern = in_rules(DataFusionError::External("Invalid regex".into()));
+        assert_eq!((pattern.code(), pattern.message()), (ErrorCode::SqlPlan, "External error: Invalid regex"));
+        assert_eq!(in_rules(DataFusionError::Plan("no".into())).message(), "Error during planning: no");
+        let defect = in_rules(DataFusionError::Internal("oh".into()));
+        assert_eq!(defect.code(), ErrorCode::Internal);
+        assert!(defect.message().contains("simplify_expressions"));
+    }
 
     #[test]
     fn an_error_survives_the_wire_with_code_hint_and_causes() {

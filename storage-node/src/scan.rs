@@ -258,10 +258,14 @@ impl Worker {
                     self.current = Some(current);
                     let batch = ScanEvent::Batch { segment_index, batch, rows_through, wire_bytes: 0 };
                     self.ready.push_back(Driven::Event(batch));
+                    // The last rows that are wanted go out together with what they cost: nobody reads on after them.
+                    if self.context.limit.is_reached() {
+                        continue;
+                    }
                     return Ok(());
                 }
-                Ok(Step::Reduced { batches, statistics }) => {
-                    if let Some(results) = self.results(current.scan) {
+                Ok(Step::Reduced { batches, statistics, alone }) => {
+                    if let Some(results) = self.results(current.scan).filter(|_| alone) {
                         results.add(current.scan.segment_id, &batches);
                     }
                     self.reduced(Reduced { segment_index, batches, statistics });
@@ -275,7 +279,8 @@ impl Worker {
                 Err(StepError::Fragment(error)) => return Err(error),
             }
             // The next segment of an order is to know which rows this one rules out, once it is merged.
-            if self.context.shares_bound() || self.context.clock.now().saturating_sub(started) >= STEP_TIME {
+            let is_enough = self.context.shares_bound() || self.context.limit.is_reached();
+            if is_enough || self.context.clock.now().saturating_sub(started) >= STEP_TIME {
                 return Ok(());
             }
         }

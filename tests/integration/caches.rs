@@ -24,6 +24,23 @@ async fn a_repeated_aggregate_reads_only_what_was_added() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_first_rows_of_segments_are_kept_where_others_had_no_say_in_them() {
+    let cluster = TestCluster::start(3, 3).await;
+    load_numbers(&cluster.engine, 30_000, 3).await;
+    let sql = "SELECT n FROM numbers WHERE n % 3 = 0 ORDER BY n % 1000 DESC, n LIMIT 3";
+    let (first, record) = run_with_record(&cluster.engine, sql).await.unwrap();
+    assert_eq!((record.segments_scanned, record.segments_kept), (3, 0), "{record:?}");
+    let (again, record) = run_with_record(&cluster.engine, sql).await.unwrap();
+    assert_eq!(again, first);
+    assert!(record.segments_kept > 0 && record.rows_in < 30_000, "{record:?}");
+    run(&cluster.engine, "INSERT INTO numbers VALUES (-999, 'new'), (30999, 'new')").await.unwrap();
+    let least = "SELECT min(n) FROM (SELECT n FROM numbers WHERE n % 3 = 0 ORDER BY n % 1000 DESC, n LIMIT 30)";
+    assert_eq!(number(&cluster.engine, least).await, 999);
+    let newest = "SELECT max(n) FROM (SELECT n FROM numbers WHERE n % 3 = 0 ORDER BY n % 1000 DESC, n DESC LIMIT 3)";
+    assert_eq!(number(&cluster.engine, newest).await, 30_999);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn another_filter_and_a_session_that_wants_none_read_everything() {
     let cluster = TestCluster::start(3, 3).await;
     load_numbers(&cluster.engine, 30_000, 3).await;

@@ -27,6 +27,14 @@ async fn a_limit_stops_the_scan_early() {
     let (batches, record) = run_with_record(&cluster.engine, "SELECT n FROM numbers LIMIT 7").await.unwrap();
     assert_eq!(batches.iter().map(|batch| batch.num_rows()).sum::<usize>(), 7);
     assert!(record.rows_in < 200_000, "{record:?}");
+    // What was read is told with the last rows, and waited for but a moment.
+    for _ in 0..50 {
+        let (_, record) = run_with_record(&cluster.engine, "SELECT n FROM numbers LIMIT 7").await.unwrap();
+        if record.rows_in > 0 {
+            return assert_eq!(record.segments_scanned, 1, "{record:?}");
+        }
+    }
+    panic!("never told what a limit took");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -53,16 +53,65 @@ impl PushFragment {
         filter: &FilterExec,
         config: &ConfigOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
+        let Split { mut scan, kept } = self.split_filter(scan, filter, scan.fragment().projection(), config)?;
+        if !kept.is_empty() {
+            return filter_above(filter, &kept, scan);
+        }
+        if let Some(columns) = filter.projection() {
+            scan = scan.with_columns(columns)?;
+        }
+        if let Some(fetch) = filter.fetch() {
+            scan = scan.with_limit(fetch)?;
+        }
+        Ok(Arc::new(scan))
+    }
+
+    /// A filter above a projection that stayed above its scan: its conjuncts go into the scan, and what they needed of
+    /// the projection is no longer computed.
+    fn absorb_filter_above_projection(
+        &self,
+        scan: &StorageScanExec,
+        projection: &ProjectionExec,
+        filter: &FilterExec,
+        config: &ConfigOptions,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let outputs = substitute_outputs(projection, scan.fragment().projection())?;
+        let Split { scan, kept } = self.split_filter(scan, filter, &outputs, config)?;
+        if !kept.is_empty() {
+            let below = Arc::new(scan) as Arc<dyn ExecutionPlan>;
+            let below = replace_children_if_necessary(Arc::new(projection.clone()), vec![below])?;
+            let filter = FilterExecBuilder::from(filter).with_predicate(conjunction(kept)).with_input(below);
+            return Ok(Arc::new(filter.build()?));
+        }
+        let scan = scan.without_notes(Reason::Wider);
+        let scan = match filter.fetch() {
+            Some(fetch) => scan.with_limit(fetch)?,
+            None => scan,
+        };
+        let wanted: Vec<_> = match filter.projection() {
+            Some(columns) => columns.iter().filter_map(|column| projection.expr().get(*column).cloned()).collect(),
+            None => projection.expr().to_vec(),
+        };
+        let input: Arc<dyn ExecutionPlan> = Arc::new(scan.clone());
+        let projection = ProjectionExec::try_new_with_schema_metadata(wanted, input, &filter.schema())?;
+        self.absorb_projection(&scan, &projection, config)
+    }
+
+    /// Puts the conjuncts of a filter over `outputs` of a scan into it, as far as they can be pushed.
+    fn split_filter(
+        &self,
+        scan: &StorageScanExec,
+        filter: &FilterExec,
+        outputs: &[ProjectionColumn],
+        config: &ConfigOptions,
+    ) -> Result<Split> {
         if scan.fragment().limit().is_some() {
-            return filter_above(
-                filter,
-                &[Arc::clone(filter.predicate())],
-                scan.with_note(NotPushed::new("filter", Refusal::new(Reason::AfterLimit, "comes after a limit"))),
-            );
+            let note = NotPushed::new("filter", Refusal::new(Reason::AfterLimit, "comes after a limit"));
+            return Ok(Split { scan: scan.with_note(note), kept: vec![Arc::clone(filter.predicate())] });
         }
         let (mut pushed, mut kept, mut notes) = (Vec::new(), Vec::new(), Vec::new());
         for conjunct in split_conjunction(filter.predicate()) {
-            let over_scan = substitute(conjunct, scan.fragment().projection())?;
+            let over_scan = substitute(conjunct, outputs)?;
             match self.pushable.check_filter(&over_scan, scan.fragment().scan_schema(), config) {
                 Ok(()) => pushed.push(over_scan),
                 Err(refusal) => {
@@ -76,16 +125,7 @@ impl PushFragment {
         for note in notes {
             scan = scan.with_note(note);
         }
-        if !kept.is_empty() {
-            return filter_above(filter, &kept, scan);
-        }
-        if let Some(columns) = filter.projection() {
-            scan = scan.with_columns(columns)?;
-        }
-        if let Some(fetch) = filter.fetch() {
-            scan = scan.with_limit(fetch)?;
-        }
-        Ok(Arc::new(scan))
+        Ok(Split { scan, kept })
     }
 
     /// A projection above a limit above a scan: the limit does not mind, so that only the limit stays between.
@@ -104,6 +144,19 @@ impl PushFragment {
             None => limited(below),
             Some(scan) => replace_children_if_necessary(below, vec![limited(scan)?]),
         }
+    }
+
+    /// A projection above one that stayed above its scan, if both of them can go into it: columns that only the filter
+    /// in between needed may be all that was too wide.
+    fn absorb_both_projections(
+        &self,
+        scan: &StorageScanExec,
+        inner: &ProjectionExec,
+        outer: &ProjectionExec,
+        config: &ConfigOptions,
+    ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+        let absorbed = self.absorb_projection(&scan.without_notes(Reason::Wider), &merged(inner, outer)?, config)?;
+        Ok(absorbed.is::<StorageScanExec>().then_some(absorbed))
     }
 
     fn absorb_projection(
@@ -134,6 +187,25 @@ impl PushFragment {
         let what = computed.map_or_else(String::new, |output| format!(" {}", fmt_sql(output.expr.as_ref())));
         projection_above(projection, &used, scan.with_note(NotPushed::new(format!("projection{what}"), refusal)))
     }
+}
+
+/// Two projections as one.
+fn merged(inner: &ProjectionExec, outer: &ProjectionExec) -> Result<ProjectionExec> {
+    let of_inner = inner
+        .expr()
+        .iter()
+        .map(|output| ProjectionColumn { expression: Arc::clone(&output.expr), name: output.alias.clone() });
+    let outputs = substitute_outputs(outer, &of_inner.collect::<Vec<_>>())?;
+    let outputs = outputs.into_iter().map(|output| ProjectionExpr { expr: output.expression, alias: output.name });
+    let outputs = outputs.collect::<Vec<_>>();
+    ProjectionExec::try_new_with_schema_metadata(outputs, Arc::clone(inner.input()), &outer.schema())
+}
+
+/// A scan that has taken in some conjuncts of a filter.
+struct Split {
+    scan: StorageScanExec,
+    /// The others.
+    kept: Vec<Arc<dyn PhysicalExpr>>,
 }
 
 /// Whether the rows of `outputs` are no wider than those of the columns that the projection uses.
@@ -269,10 +341,22 @@ impl PhysicalOptimizerRule for PushFragment {
                     return self.absorb_projection(scan, projection, config).map(Transformed::yes);
                 }
                 let below = projection.input();
-                if let Some(scan) = scan_below(below).filter(|_| is_limit(below)) {
+                let Some(scan) = scan_below(below) else { return Ok(Transformed::no(node)) };
+                if is_limit(below) {
                     return self.absorb_projection_below_limit(scan, below, projection, config).map(Transformed::yes);
                 }
-                return Ok(Transformed::no(node));
+                let absorbed = match below.downcast_ref::<ProjectionExec>() {
+                    Some(inner) => self.absorb_both_projections(scan, inner, projection, config)?,
+                    None => None,
+                };
+                return Ok(absorbed.map_or_else(|| Transformed::no(node), Transformed::yes));
+            }
+            if let Some(filter) = node.downcast_ref::<FilterExec>()
+                && let Some(projection) = filter.input().downcast_ref::<ProjectionExec>()
+                && let Some(scan) = scan_below(filter.input())
+            {
+                let below = self.absorb_filter_above_projection(scan, projection, filter, config)?;
+                return Ok(Transformed::yes(below));
             }
             let Some(scan) = scan else { return note_operator(node) };
             match node.downcast_ref::<FilterExec>() {

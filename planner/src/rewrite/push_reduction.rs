@@ -6,7 +6,7 @@ use arrow::array::{Array, UInt64Array};
 use aubade_proto::{Fragment, ProjectionColumn, Reduction};
 use datafusion::common::Statistics;
 use datafusion::common::config::ConfigOptions;
-use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::error::Result;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::Column;
@@ -17,6 +17,7 @@ use datafusion::physical_plan::projection::ProjectionExec;
 use datafusion::physical_plan::repartition::RepartitionExec;
 use datafusion::physical_plan::sorts::sort::SortExec;
 use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
+use datafusion::physical_plan::union::UnionExec;
 use datafusion::physical_plan::{ExecutionPlan, Partitioning};
 
 use super::compose::{columns_used, substitute, substitute_outputs};
@@ -28,6 +29,8 @@ use crate::scan_exec::StorageScanExec;
 
 /// Rows that `ORDER BY ... LIMIT` may want at most: each segment may have to send as many.
 const TOP_ROWS_MAX: usize = 10_000;
+/// Rows up to which a partial aggregate of those that pass a filter is pushed whatever comes of it.
+const FEW_ROWS: usize = 8_192;
 /// Groups per row above which a partial aggregate would send about as much as it reads.
 const GROUPS_PER_ROW_MAX: f64 = 0.8;
 
@@ -53,7 +56,9 @@ impl PushReduction {
     }
 
     fn aggregate(&self, aggregate: &AggregateExec, config: &ConfigOptions) -> Result<Option<Arc<dyn ExecutionPlan>>> {
-        let Some(found) = scan_under(aggregate.input()) else { return Ok(None) };
+        let Some(found) = scan_under(aggregate.input()) else {
+            return self.note_ordered(aggregate, config);
+        };
         let scan = match self.fused(&found, config)? {
             Ok(scan) => scan,
             Err(refusal) => return noted(aggregate.input(), &found, "aggregate", refusal).map(Some),
@@ -66,6 +71,55 @@ impl PushReduction {
             Ok(fragment) => Ok(Some(Arc::new(scan.with_fragment(fragment)?))),
             Err(refusal) => noted(aggregate.input(), &found, "aggregate", refusal).map(Some),
         }
+    }
+
+    /// An aggregate over sorted rows of a scan stays above the sort; the scan says so.
+    fn note_ordered(
+        &self,
+        aggregate: &AggregateExec,
+        config: &ConfigOptions,
+    ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+        let sort = aggregate.input().downcast_ref::<SortExec>().filter(|sort| sort.fetch().is_none());
+        let Some(found) = sort.and_then(|sort| scan_under(sort.input())) else { return Ok(None) };
+        let ordered = aggregate.aggr_expr().iter().find(|function| !function.order_bys().is_empty());
+        let name = ordered.map_or("it", |function| function.fun().name());
+        let refused = refuse_aggregate(&self.pushable, aggregate, config)
+            .unwrap_or_else(|| Refusal::new(Reason::OrderedAggregate, format!("{name} needs its rows in an order")));
+        noted(aggregate.input(), &found, "aggregate", refused).map(Some)
+    }
+
+    /// A partial aggregate over a union as a union of partial aggregates, if some of them go into scans.
+    fn aggregate_of_union(
+        &self,
+        aggregate: &AggregateExec,
+        config: &ConfigOptions,
+    ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+        let mut input = aggregate.input();
+        while let Some(spread) = spreading(input) {
+            input = spread.input();
+        }
+        let Some(union) = input.downcast_ref::<UnionExec>() else { return Ok(None) };
+        let (mut parts, mut reduced) = (Vec::new(), false);
+        for part in union.inputs() {
+            let over_part = AggregateExec::try_new(
+                AggregateMode::Partial,
+                aggregate.group_expr().clone(),
+                aggregate.aggr_expr().to_vec(),
+                aggregate.filter_expr().to_vec(),
+                Arc::clone(part),
+                part.schema(),
+            )?;
+            let below = self.aggregate(&over_part, config)?;
+            let is_part_reduced = below.as_ref().is_some_and(is_reduced);
+            reduced |= is_part_reduced;
+            parts.push(match below {
+                Some(scan) if is_part_reduced => scan,
+                Some(noted) => replace_children_if_necessary(Arc::new(over_part), vec![noted])?,
+                None => Arc::new(over_part),
+            });
+        }
+        let parts = UnionExec::try_new(parts)?;
+        Ok((reduced && parts.schema() == aggregate.schema()).then_some(parts))
     }
 
     /// The scan's fragment with a reduction, or why it cannot have it.
@@ -89,7 +143,10 @@ impl PushReduction {
         if found.scan.fragment().limit().is_some() {
             return Ok(Err(after_limit()));
         }
-        let mut scan = found.scan.clone();
+        let mut scan = match found.projections.is_empty() {
+            true => found.scan.clone(),
+            false => found.scan.without_notes(Reason::Wider),
+        };
         // The innermost first.
         for projection in found.projections.iter().rev() {
             let outputs = substitute_outputs(projection, scan.fragment().projection())?;
@@ -103,25 +160,31 @@ impl PushReduction {
 
     fn top(&self, sort: &SortExec, config: &ConfigOptions) -> Result<Option<Arc<dyn ExecutionPlan>>> {
         let Some(fetch) = sort.fetch() else { return Ok(None) };
-        let Some(found) = scan_under(sort.input()).filter(|found| found.projections.is_empty()) else {
-            return Ok(None);
+        let Some(found) = scan_under(sort.input()) else { return Ok(None) };
+        // However wide their rows: few are sent.
+        let scan = match self.fused(&found, config)? {
+            Ok(scan) => scan,
+            Err(refusal) => return noted(sort.input(), &found, "first rows", refusal).map(Some),
         };
-        let scan = &found.scan;
-        let refused = if scan.fragment().limit().is_some() {
-            Some(after_limit())
-        } else if fetch > TOP_ROWS_MAX {
+        let refused = if fetch > TOP_ROWS_MAX {
             Some(Refusal::new(Reason::ManyRows, format!("it keeps more than {TOP_ROWS_MAX} rows")))
+        } else if scan.schema() != sort.input().schema() {
+            Some(Refusal::new(Reason::Metadata, "a projection below it changes the metadata of its columns"))
         } else {
             sort.expr().iter().find_map(|key| self.pushable.check_kinds(&key.expr, config).err())
         };
-        match self.reduced(scan, refused, || Reduction::top_k(sort)) {
+        match self.reduced(&scan, refused, || Reduction::top_k(sort)) {
             Ok(fragment) => {
                 let scan: Arc<dyn ExecutionPlan> = Arc::new(scan.with_fragment(fragment)?);
-                replace_scan(sort.input(), &scan).map(Some)
+                replace_fused(sort.input(), &scan).map(Some)
             }
             Err(refusal) => noted(sort.input(), &found, "first rows", refusal).map(Some),
         }
     }
+}
+
+fn is_reduced(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    plan.downcast_ref::<StorageScanExec>().is_some_and(|scan| scan.fragment().reduction().is_some())
 }
 
 /// A scan, and the projections between it and an operator above.
@@ -170,6 +233,17 @@ pub(super) fn replace_scan(
     replaced.map(|replaced| replaced.data)
 }
 
+/// `input` with a scan that does the work of the projections in it as well.
+fn replace_fused(input: &Arc<dyn ExecutionPlan>, scan: &Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
+    let replaced = Arc::clone(input).transform_down(|node| {
+        Ok(match node.is::<ProjectionExec>() || node.is::<StorageScanExec>() {
+            true => Transformed::new(Arc::clone(scan), true, TreeNodeRecursion::Jump),
+            false => Transformed::no(node),
+        })
+    });
+    replaced.map(|replaced| replaced.data)
+}
+
 /// `input`, whose scan says why the operator above it stays there.
 fn noted(
     input: &Arc<dyn ExecutionPlan>,
@@ -203,9 +277,14 @@ pub(super) fn refuse_aggregate(
 fn costs_more(aggregate: &AggregateExec, scan: &StorageScanExec) -> Result<Option<Refusal>> {
     let statistics = StatisticsContext::new().compute(aggregate.input().as_ref(), &StatisticsArgs::new())?;
     let Some(rows) = statistics.num_rows.get_value().copied() else { return Ok(None) };
+    // Guesses of how few rows pass a filter are the least certain ones, and there is little to lose by them.
+    let is_guess = scan.fragment().filter().is_some() && rows <= FEW_ROWS;
+    if aggregate.group_expr().is_empty() || is_guess {
+        return Ok(None);
+    }
     let Some(groups) = group_count(aggregate.group_expr(), &statistics) else { return Ok(None) };
     let states = states_of_segments(aggregate.group_expr(), scan, rows as f64, groups);
-    if rows > 0 && states > GROUPS_PER_ROW_MAX * rows as f64 {
+    if states > GROUPS_PER_ROW_MAX * rows as f64 {
         return Ok(Some(Refusal::new(Reason::ManyGroups, "it has about as many groups as rows")));
     }
     Ok(None)
@@ -256,10 +335,11 @@ impl PhysicalOptimizerRule for PushReduction {
                 if *aggregate.mode() != AggregateMode::Partial {
                     return Ok(Transformed::no(node));
                 }
-                let Some(below) = self.aggregate(aggregate, config)? else { return Ok(Transformed::no(node)) };
-                let is_reduced =
-                    below.downcast_ref::<StorageScanExec>().is_some_and(|scan| scan.fragment().reduction().is_some());
-                if is_reduced {
+                let Some(below) = self.aggregate(aggregate, config)? else {
+                    let union = self.aggregate_of_union(aggregate, config)?;
+                    return Ok(union.map_or_else(|| Transformed::no(node), Transformed::yes));
+                };
+                if is_reduced(&below) {
                     return Ok(Transformed::yes(below));
                 }
                 return replace_children_if_necessary(node, vec![below]).map(Transformed::yes);

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{FieldRef, Schema, SchemaRef};
 use aubade_proto::convert::{ScanEncoder, decode_fragment, encode_fragment};
 use aubade_proto::{Error, Fragment, ProjectionColumn};
 use datafusion::common::config::ConfigOptions;
@@ -88,7 +88,7 @@ impl Pushable {
         }
         let round_trip = Fragment::try_new(Arc::clone(schema), None, projection.to_vec(), None).and_then(|sent| {
             let received = decode_fragment(&encode_fragment(&sent)?, &self.decoder)?;
-            Ok(received.output_schema() == sent.output_schema())
+            Ok(arrives_as(received.output_schema(), sent.output_schema()))
         });
         match round_trip {
             Ok(true) => Ok(()),
@@ -116,7 +116,10 @@ impl Pushable {
     /// Why an aggregate function cannot run at a storage node, if so.
     pub(crate) fn refuse_aggregate(&self, function: &AggregateFunctionExpr, config: &ConfigOptions) -> Option<Refusal> {
         let name = function.fun().name();
-        if !function.order_bys().is_empty() {
+        // Some keep what they order by in their states, or only name what they aggregate by it.
+        let takes_any_order =
+            function.order_sensitivity().is_beneficial() || function.fun().supports_within_group_clause();
+        if !function.order_bys().is_empty() && !takes_any_order {
             return Some(Refusal::new(Reason::OrderedAggregate, format!("{name} needs its rows in an order")));
         }
         if let Some(refusal) = function.expressions().iter().find_map(|part| self.check_kinds(part, config).err()) {
@@ -187,6 +190,17 @@ impl Pushable {
             known => Some(unusable(name, known.is_some())),
         }
     }
+}
+
+/// Whether columns are at the other end what they are here: what may be null here need not be there.
+fn arrives_as(received: &Schema, sent: &Schema) -> bool {
+    let is_same = |(received, sent): (&FieldRef, &FieldRef)| {
+        let of = |field: &FieldRef| field.as_ref().clone().with_nullable(true);
+        of(received) == of(sent) && (sent.is_nullable() || !received.is_nullable())
+    };
+    received.fields().len() == sent.fields().len()
+        && received.metadata() == sent.metadata()
+        && received.fields().iter().zip(sent.fields()).all(is_same)
 }
 
 fn no_wire_form(error: &Error) -> Refusal {

@@ -1,15 +1,15 @@
 //! Results of fragments over single segments, kept for the next time: segments never change, so that what a fragment
 //! makes of one is the same whenever it is asked.
 //!
-//! Only what a partial aggregate leaves of a segment is kept, and only where that is little: it would have been merged
-//! with that of other segments. The first rows of an order are not, since segments tell each other which rows cannot be
-//! among them; nor what the keys of a join cut down, which is hardly ever asked for twice.
+//! Only what a reduction leaves of a segment is kept, and only where that is little: it would have been merged with that
+//! of other segments. The first rows of an order are not where other segments have told which rows cannot be among them;
+//! nor is what the keys of a join cut down, which is hardly ever asked for twice.
 
 use std::sync::Arc;
 
 use arrow::record_batch::RecordBatch;
 use aubade_proto::convert::encode_fragment;
-use aubade_proto::{Fragment, Membership, ReductionKind, SegmentId};
+use aubade_proto::{Fragment, Membership, SegmentId};
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::utils::memory::get_record_batch_memory_size;
 use moka::sync::Cache;
@@ -26,7 +26,7 @@ impl FragmentKey {
     /// The key of a fragment whose results may be kept, with batches of so many rows.
     pub fn of(fragment: &Fragment, batch_rows: usize) -> Option<Self> {
         let reduction = fragment.reduction()?;
-        if reduction.kind() != ReductionKind::Aggregate || fragment.limit().is_some() || has_join_keys(fragment) {
+        if fragment.limit().is_some() || has_join_keys(fragment) {
             return None;
         }
         let build_bytes: usize = reduction.builds().iter().map(get_record_batch_memory_size).sum();

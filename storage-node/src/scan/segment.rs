@@ -41,6 +41,8 @@ pub(crate) struct SegmentScanner {
     progress: Progress,
     /// Whether the bound that other segments have found may be used.
     borrows_bound: bool,
+    /// Whether it was.
+    has_borrowed: bool,
     /// Its part of the memory of the scan, where that was there at once.
     memory: Option<OwnedSemaphorePermit>,
     state: State,
@@ -66,7 +68,8 @@ impl SegmentScanner {
         let borrows_bound = context.shares_bound() && scan.skip_rows == 0;
         let statistics = ScanStatistics::default();
         let (reduced, memory, state) = (None, None, State::New);
-        Self { context, scan, statistics, output, reduced, progress, borrows_bound, memory, state }
+        let has_borrowed = false;
+        Self { context, scan, statistics, output, reduced, progress, borrows_bound, has_borrowed, memory, state }
     }
 
     /// Does the next piece of work.
@@ -228,7 +231,7 @@ impl SegmentScanner {
         match self.reduced.as_mut().and_then(ReducedOutput::take_mergeable) {
             Some(batches) => {
                 self.statistics.rows_out = batches.iter().map(|batch| batch.num_rows() as u64).sum();
-                Step::Reduced { batches, statistics: self.statistics }
+                Step::Reduced { batches, statistics: self.statistics, alone: !self.has_borrowed }
             }
             None => Step::Done(self.statistics),
         }
@@ -240,6 +243,7 @@ impl SegmentScanner {
         let borrowed = if self.borrows_bound { self.context.shared_bound() } else { None };
         // At another node, or the next time, the others would leave out other rows.
         let borrowed = borrowed.filter(|_| reduced.must_merge());
+        self.has_borrowed |= borrowed.is_some();
         reduced.bound().into_iter().chain(borrowed).collect()
     }
 

@@ -9,8 +9,9 @@ pub(crate) enum Step {
     Opened { memory_bytes: u64 },
     /// Rows to send, and the output rows up to their end.
     Batch { batch: RecordBatch, rows_through: u64 },
-    /// All of the segment was read: these are its reduced rows, of which nothing was sent.
-    Reduced { batches: Vec<RecordBatch>, statistics: ScanStatistics },
+    /// All of the segment was read: these are its reduced rows, of which nothing was sent. `alone`: whatever other
+    /// segments have, they would be the same.
+    Reduced { batches: Vec<RecordBatch>, statistics: ScanStatistics, alone: bool },
     /// Nothing to send yet.
     Continue,
     /// All of the segment was read, or the limit is reached.

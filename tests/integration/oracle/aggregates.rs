@@ -27,6 +27,10 @@ fn aggregate_call(make: &mut Maker<'_>) -> String {
             let function = *make.draw.pick(&["stddev", "stddev_pop", "var_pop", "var_samp"]);
             format!("{function}({})", number.sql)
         }
+        (8, Some(number)) if number.kind == Kind::Int && make.draw.percent(40) => {
+            let (part, direction) = (make.draw.below(5), *make.draw.pick(&["", " DESC"]));
+            format!("percentile_cont(0.{part}) WITHIN GROUP (ORDER BY {}{direction})", number.sql)
+        }
         (6, _) => {
             let function = *make.draw.pick(&["bool_and", "bool_or"]);
             format!("{function}({})", make.predicate(1))
@@ -34,7 +38,7 @@ fn aggregate_call(make: &mut Maker<'_>) -> String {
         (7, _) => listed(make),
         (8, Some(number)) if number.kind == Kind::Int => format!("sum(DISTINCT {})", number.sql),
         (9, Some(number)) if number.kind == Kind::Int => {
-            let function = *make.draw.pick(&["bit_and", "bit_or", "median"]);
+            let function = *make.draw.pick(&["bit_and", "bit_or", "bit_xor", "median"]);
             format!("{function}({})", number.sql)
         }
         (10, _) => format!("max({})", x.sql),
@@ -50,8 +54,8 @@ fn listed(make: &mut Maker<'_>) -> String {
             format!("string_agg({0}, ', ' ORDER BY {0}{direction})", x.sql)
         }
         (1, _) => {
-            let x = make.column().sql;
-            format!("first_value({x} ORDER BY {x}{direction})")
+            let (x, function) = (make.column().sql, *make.draw.pick(&["first_value", "last_value"]));
+            format!("{function}({x} ORDER BY {x}{direction})")
         }
         _ => {
             let x = make.column().sql;

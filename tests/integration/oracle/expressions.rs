@@ -222,6 +222,7 @@ impl<'a> Maker<'a> {
                 let not = *self.draw.pick(&["", "NOT "]);
                 format!("{} IS {not}DISTINCT FROM {}", x.sql, x.literal(self.draw))
             }
+            4 if self.draw.percent(30) && self.scope.iter().any(|column| column.kind == Kind::Text) => self.regex(),
             4 | 5 if self.scope.iter().any(|column| column.kind == Kind::Text) => self.like(),
             6 => self.column_to_column(&x),
             _ if x.kind == Kind::Bool && self.draw.percent(60) => x.sql,
@@ -242,6 +243,16 @@ impl<'a> Maker<'a> {
         }
         let not = *self.draw.pick(&["", "", "NOT "]);
         format!("{} {not}IN ({})", x.sql, values.join(", "))
+    }
+
+    /// Letters and digits of a text that is there, with what stands for others.
+    fn regex(&mut self) -> String {
+        let Some(x) = self.text(1) else { return "TRUE".to_owned() };
+        let known = if x.pool.is_empty() { "aubade".to_owned() } else { text_of(self.draw.pick(&x.pool)) };
+        let letters: String = known.chars().filter(char::is_ascii_alphanumeric).take(self.draw.below(5)).collect();
+        let form = *self.draw.pick(&["^{}", "{}$", "{}.*", "[a-c]?{}", "({}|x)+"]);
+        let operator = *self.draw.pick(&["~", "~", "~*", "!~"]);
+        format!("{} {operator} '{}'", x.sql, form.replace("{}", &letters))
     }
 
     fn like(&mut self) -> String {

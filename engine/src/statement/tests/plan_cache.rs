@@ -77,6 +77,21 @@ async fn new_rows_are_seen_and_another_table_of_the_same_name_too() {
 }
 
 #[tokio::test]
+async fn a_table_that_has_become_another_in_size_has_plans_of_its_own() {
+    let db = table().await;
+    let sql = |least: i64| format!("SELECT max(a) FROM t WHERE b = 3 AND a > {least}");
+    run(&db, &sql(80), None).await;
+    db.run(&["INSERT INTO t SELECT value AS a, value % 10 AS b FROM generate_series(101, 900)"]).await;
+    for least in [80, 81] {
+        assert!(hits(&db, &sql(least)).await, "nine times as many rows");
+    }
+    db.run(&["INSERT INTO t SELECT value AS a, value % 10 AS b FROM generate_series(901, 1900)"]).await;
+    let (rows, record) = run(&db, &sql(80), None).await;
+    assert_eq!((rows, record.plan_cache_hit), (vec!["1893".to_owned()], false));
+    assert!(hits(&db, &sql(80)).await && hits(&db, &sql(82)).await);
+}
+
+#[tokio::test]
 async fn what_statistics_answer_follows_the_table() {
     let db = table().await;
     for (rows, insert) in [("100", true), ("101", true), ("102", false)] {
