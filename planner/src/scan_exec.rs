@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use arrow::datatypes::SchemaRef;
@@ -74,8 +74,8 @@ struct Segments {
     kept: Vec<usize>,
     /// `kept`, shared out over the partitions.
     shares: Vec<Vec<usize>>,
-    /// Of the kept ones, where the filter leaves none of their rows out.
-    whole: Option<Statistics>,
+    /// Of the kept ones, where the filter leaves none of their rows out; found out when first asked for.
+    whole: OnceLock<Option<Statistics>>,
 }
 
 impl Segments {
@@ -84,14 +84,21 @@ impl Segments {
         let kept = prune_segments(statistics, fragment.scan_schema(), fragment.filter());
         let rows = |index: usize| target.table.segments.get(index).map_or(0, |segment| segment.rows);
         let shares = share_segments(&kept, rows, target.partitions_max);
-        let passes = |filter: &Arc<dyn PhysicalExpr>| {
-            !kept.is_empty() && passes_whole(statistics, fragment.scan_schema(), filter, &kept)
+        Self { kept, shares, whole: OnceLock::new() }
+    }
+
+    /// Of the kept ones, where the filter of the fragment leaves none of their rows out.
+    fn whole(&self, target: &ScanTarget, fragment: &Fragment) -> Option<&Statistics> {
+        let find = || {
+            let (statistics, filter) = (&target.table.statistics, fragment.filter()?);
+            if self.kept.is_empty() || !passes_whole(statistics, fragment.scan_schema(), filter, &self.kept) {
+                return None;
+            }
+            let of_kept = statistics.of_segments(&self.kept);
+            of_kept.inspect_err(|error| tracing::warn!(%error, "no statistics of some segments")).ok()
         };
-        let whole = fragment.filter().filter(|filter| passes(filter)).and_then(|_| {
-            let of_kept = statistics.of_segments(&kept).inspect_err(|error| tracing::warn!(%error, "no statistics"));
-            of_kept.ok().map(|of_kept| of_kept.to_datafusion())
-        });
-        Self { kept, shares, whole }
+        let summary = || find().map(|of_kept| of_kept.to_datafusion());
+        self.whole.get_or_init(summary).as_ref()
     }
 
     fn rows(&self, target: &ScanTarget, segments: &[usize]) -> u64 {
@@ -151,7 +158,7 @@ impl StorageScanExec {
         let rows_kept = segments.rows(&target, &segments.kept);
         let partition_count = segments.shares.len();
         let Estimate { statistics, equivalence } =
-            estimate(&target, &fragment, selectivity, rows_kept, segments.whole.as_ref(), partition_count)?;
+            estimate(&target, &fragment, selectivity, rows_kept, segments.whole(&target, &fragment), partition_count)?;
         let partitioning = Partitioning::UnknownPartitioning(partition_count);
         let properties =
             PlanProperties::new(equivalence, partitioning, EmissionType::Incremental, Boundedness::Bounded)
@@ -312,7 +319,8 @@ impl StorageScanExec {
         let (schema, filter) = (self.fragment.scan_schema(), self.fragment.filter());
         let Some(filter) = filter else { return Ok(true) };
         // Not even where a reduction hides it: rules may have known it before there was one.
-        if self.statistics.num_rows.is_exact() == Some(true) || self.segments.whole.is_some() {
+        let is_whole = self.segments.whole(&self.target, &self.fragment).is_some();
+        if is_whole || self.statistics.num_rows.is_exact() == Some(true) {
             return Ok(false);
         }
         let columns = schema.fields().iter().enumerate().map(|(index, field)| ProjectionColumn {
