@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 pub(crate) use parameters::{PARAMETERS_MAX, Parameters, describe as describe_parameters};
 pub(crate) use split::LineOffsets;
-pub(crate) use template::{Settings, Template};
+pub(crate) use template::{Basis, Settings, Template};
 
 pub use ingest::{IngestMode, IngestTarget};
 pub use split::split_statements;
@@ -61,6 +61,8 @@ pub struct Prepared {
     pub parameters: SchemaRef,
     /// Whether it gives rows and changes nothing.
     pub is_query: bool,
+    /// For which catalog and settings all this was found.
+    pub(crate) basis: Basis,
 }
 
 /// What a statement gave.
@@ -112,14 +114,18 @@ impl Session {
         let (session, text) = (self.clone(), sql.to_owned());
         run_on(&self.0.engine.cpu_handle(), async move {
             let mut context = session.bind(None).await?;
-            context.look_up(&text, &Parameters::default());
-            if let Some(described) = context.described(&text) {
-                return Ok(described);
-            }
-            let statement = Statement::parse(&text, context.state())?;
-            statement::describe(&context, statement, text).boxed().await
+            describe(&mut context, text).boxed().await
         })
         .await
+    }
+
+    /// Whether a statement is still what it was when it was prepared. It is asked before each run, and so only
+    /// compares.
+    ///
+    /// # Errors
+    /// Those of [`Engine::snapshot`].
+    pub(crate) async fn is_current(&self, prepared: &Prepared) -> Result<bool> {
+        Ok(prepared.basis == self.template().basis(&*self.0.engine.snapshot().await?))
     }
 
     /// Runs exactly one statement.
@@ -152,14 +158,31 @@ impl Session {
     ) -> Result<QueryOutput> {
         let (session, text) = (self.clone(), sql.to_owned());
         self.supervise(sql, options, move |run| async move {
+            let context = session.bind(Some(run)).boxed().await?;
+            run_text(context, &text, parameters).boxed().await
+        })
+        .await
+    }
+
+    /// Runs a prepared statement, and tells what its columns are in the very catalog that it runs on: those that it was
+    /// prepared with, unless the catalog or the settings are others now. They are of no meaning where it is no query.
+    ///
+    /// # Errors
+    /// As [`Session::execute_with`].
+    pub(crate) async fn execute_told(
+        &self,
+        prepared: &Arc<Prepared>,
+        parameters: Option<RecordBatch>,
+        options: ExecuteOptions,
+    ) -> Result<(QueryOutput, SchemaRef)> {
+        let (session, then) = (self.clone(), Arc::clone(prepared));
+        self.supervise(&prepared.sql, options, move |run| async move {
             let mut context = session.bind(Some(run)).boxed().await?;
-            let parameters = Parameters::from_batch(parameters)?;
-            context.look_up(&text, &parameters);
-            if let Some(output) = statement::run_kept(&context).boxed().await? {
-                return Ok(output);
+            let mut columns = Arc::clone(&then.schema);
+            if then.is_query && then.basis != context.basis() {
+                columns = describe(&mut context, then.sql.clone()).boxed().await?.schema;
             }
-            let statement = Statement::parse(&text, context.state())?;
-            statement::run(context, statement, parameters).boxed().await
+            Ok((run_text(context, &then.sql, parameters).boxed().await?, columns))
         })
         .await
     }
@@ -216,6 +239,27 @@ impl Session {
     pub(crate) fn named(&self) -> &Mutex<BTreeMap<String, NamedStatement>> {
         &self.0.named
     }
+}
+
+/// What a statement is.
+async fn describe(context: &mut StatementContext, text: String) -> Result<Prepared> {
+    context.look_up(&text, &Parameters::default());
+    if let Some(described) = context.described(&text) {
+        return Ok(described);
+    }
+    let statement = Statement::parse(&text, context.state())?;
+    statement::describe(context, statement, text).boxed().await
+}
+
+/// Runs a statement up to its first row; a statement that writes, to its end.
+async fn run_text(mut context: StatementContext, text: &str, parameters: Option<RecordBatch>) -> Result<QueryOutput> {
+    let parameters = Parameters::from_batch(parameters)?;
+    context.look_up(text, &parameters);
+    if let Some(output) = statement::run_kept(&context).boxed().await? {
+        return Ok(output);
+    }
+    let statement = Statement::parse(text, context.state())?;
+    statement::run(context, statement, parameters).boxed().await
 }
 
 /// The error of an internal state that a session cannot be in.

@@ -40,7 +40,7 @@ use crate::engine::Engine;
 use crate::file_policy::with_url_tables;
 use crate::plan_cache::Lookup;
 use crate::query::{QueryDeadline, QueryRun, one_batch};
-use crate::session::{Parameters, Prepared, QueryOutput, Session, Template, describe_parameters, no_run};
+use crate::session::{Basis, Parameters, Prepared, QueryOutput, Session, Template, describe_parameters, no_run};
 
 /// What a statement is planned and run with: one snapshot, and the session's settings.
 pub(crate) struct StatementContext {
@@ -105,6 +105,11 @@ impl StatementContext {
 
     fn snapshot(&self) -> &Arc<Snapshot> {
         &self.snapshot
+    }
+
+    /// What the columns of a statement depend on that is planned here.
+    pub(crate) fn basis(&self) -> Basis {
+        self.template.basis(&self.snapshot)
     }
 
     fn run(&self) -> Result<&Arc<QueryRun>> {
@@ -220,9 +225,9 @@ pub(crate) async fn describe(context: &StatementContext, statement: Statement, s
         },
         Body::Sql(ast) => Some(context.plan(ast).await?),
     };
-    let empty: SchemaRef = Arc::new(Schema::empty());
+    let (empty, basis): (SchemaRef, _) = (Arc::new(Schema::empty()), context.basis());
     let Some(plan) = plan else {
-        return Ok(Prepared { sql, schema: Arc::clone(&empty), parameters: empty, is_query: false });
+        return Ok(Prepared { sql, schema: Arc::clone(&empty), parameters: empty, is_query: false, basis });
     };
     let is_kept = KeptPlan::is_keepable(&plan).map_err(|error| context.improve(error))?;
     let parameters = describe_parameters(&plan)?;
@@ -231,7 +236,7 @@ pub(crate) async fn describe(context: &StatementContext, statement: Statement, s
         LogicalPlan::Dml(_) | LogicalPlan::Copy(_) => (Arc::clone(plan.schema().inner()), false),
         plan => (query::result_schema(context, plan, parameters.fields().is_empty())?, true),
     };
-    let prepared = Prepared { sql, schema, parameters, is_query };
+    let prepared = Prepared { sql, schema, parameters, is_query, basis };
     if is_kept {
         context.keep_description(&prepared);
     }

@@ -86,7 +86,7 @@ impl Front {
         // Whoever asks for the columns alone does not want the query to start.
         let schema = match Command::try_from(any) {
             Ok(Command::CommandStatementQuery(command)) => self.service.statement_schema(&command, caller).await?,
-            Ok(Command::CommandPreparedStatementQuery(command)) => self.service.prepared_schema(&command)?,
+            Ok(Command::CommandPreparedStatementQuery(command)) => self.service.prepared_schema(&command).await?,
             _ => self.service.get_flight_info(request).await?.into_inner().schema,
         };
         Ok(SchemaResult { schema })

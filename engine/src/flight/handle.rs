@@ -4,6 +4,7 @@
 //! GetFlightInfo(SQL)                 -> ticket (a query has started) -> DoGet reads it
 //! CreatePreparedStatement(SQL)       -> prepared statement -> bind -> GetFlightInfo -> ticket -> DoGet
 //! ```
+//! A prepared statement keeps its text: the columns that GetFlightInfo tells are those of the catalog at that time.
 //! A ticket of a query may be read again, which runs the query again. A ticket of a statement that
 //! changes something runs it at DoGet, and once: a client that retries must not change it twice.
 
@@ -76,15 +77,23 @@ impl IssuedTicket {
 #[derive(Debug)]
 pub(super) struct PreparedHandle {
     session: Session,
+    state: Mutex<PreparedState>,
+}
+
+/// What changes of a prepared statement. Runs have what it was when they began.
+#[derive(Debug)]
+struct PreparedState {
+    /// For the catalog of when it was last asked for.
     prepared: Arc<Prepared>,
-    /// Both change together with what they belong to: new parameters do not touch older runs.
-    state: Mutex<(Option<RecordBatch>, CancellationToken)>,
+    parameters: Option<RecordBatch>,
+    /// Ends the runs that have begun since the last time.
+    cancel: CancellationToken,
 }
 
 impl PreparedHandle {
     /// Binds parameters; they stay until others are bound.
     pub(super) fn bind(&self, parameters: Option<RecordBatch>) {
-        self.state.lock().0 = parameters;
+        self.state.lock().parameters = parameters;
     }
 
     /// The statement as it is bound now.
@@ -92,10 +101,25 @@ impl PreparedHandle {
         let state = self.state.lock();
         Runnable {
             session: self.session.clone(),
-            prepared: Arc::clone(&self.prepared),
-            parameters: state.0.clone(),
-            cancel: state.1.child_token(),
+            prepared: Arc::clone(&state.prepared),
+            parameters: state.parameters.clone(),
+            cancel: state.cancel.child_token(),
         }
+    }
+
+    /// The statement as it is bound now, with the columns that it has now: since it was prepared, tables may have
+    /// changed.
+    ///
+    /// # Errors
+    /// Those of [`Session::prepare`], where it cannot be planned any more.
+    pub(super) async fn current(&self) -> Result<Runnable> {
+        let mut runnable = self.runnable();
+        // Of others no columns are told.
+        if runnable.prepared.is_query && !self.session.is_current(&runnable.prepared).await? {
+            runnable.prepared = Arc::new(self.session.prepare(&runnable.prepared.sql).await?);
+            self.state.lock().prepared = Arc::clone(&runnable.prepared);
+        }
+        Ok(runnable)
     }
 }
 
@@ -153,9 +177,10 @@ impl Handles {
 
     /// Keeps a prepared statement.
     pub(super) fn keep(&self, session: Session, prepared: Prepared) -> Bytes {
-        let state = Mutex::new((None, CancellationToken::new()));
+        let prepared = Arc::new(prepared);
+        let state = Mutex::new(PreparedState { prepared, parameters: None, cancel: CancellationToken::new() });
         let id = self.environment.new_uuid();
-        self.prepared.get_or_insert(id, Arc::new(PreparedHandle { session, prepared: Arc::new(prepared), state }));
+        self.prepared.get_or_insert(id, Arc::new(PreparedHandle { session, state }));
         Bytes::copy_from_slice(id.as_bytes())
     }
 
@@ -189,7 +214,7 @@ impl Handles {
     /// Ends the runs of a prepared statement, which itself stays; whether it was there.
     pub(super) fn cancel_prepared(&self, handle: &[u8]) -> bool {
         let Some(prepared) = parse(handle).and_then(|id| self.prepared.get(&id)) else { return false };
-        let running = std::mem::take(&mut prepared.state.lock().1);
+        let running = std::mem::take(&mut prepared.state.lock().cancel);
         running.cancel();
         true
     }

@@ -90,8 +90,8 @@ impl Service {
     }
 
     /// The columns of a prepared statement's result; none where they are not certain.
-    pub(super) fn prepared_schema(&self, command: &CommandPreparedStatementQuery) -> Result<Bytes> {
-        certain_schema_bytes(&self.handles.prepared(&command.prepared_statement_handle)?.runnable())
+    pub(super) async fn prepared_schema(&self, command: &CommandPreparedStatementQuery) -> Result<Bytes> {
+        certain_schema_bytes(&self.handles.prepared(&command.prepared_statement_handle)?.current().await?)
     }
 
     /// The answer to GetFlightInfo for a statement that is bound: one endpoint, here.
@@ -273,7 +273,7 @@ impl FlightSqlService for Service {
         request: Request<FlightDescriptor>,
     ) -> Result<Response<FlightInfo>, Status> {
         // The ticket keeps the parameters as they are now, whatever is bound before it is used.
-        let runnable = self.handles.prepared(&query.prepared_statement_handle)?.runnable();
+        let runnable = self.handles.prepared(&query.prepared_statement_handle)?.current().await?;
         self.statement_info(runnable, request.into_inner())
     }
 

@@ -284,6 +284,194 @@ async fn parameters_that_change_the_result_type_leave_the_schema_open() {
     server.stop().await;
 }
 
+/// The columns of a result that its stream names, with `?` at those that may be null.
+fn columns_of(batch: &RecordBatch) -> Vec<String> {
+    let schema = batch.schema();
+    let mark = |nullable: bool| if nullable { "?" } else { "" };
+    schema.fields().iter().map(|field| format!("{}{}", field.name(), mark(field.is_nullable()))).collect()
+}
+
+fn names_of(batch: &RecordBatch) -> Vec<String> {
+    batch.schema().fields().iter().map(|field| field.name().clone()).collect()
+}
+
+async fn get(client: &mut Client, ticket: Ticket) -> RecordBatch {
+    let stream = client.do_get(ticket).await.unwrap();
+    let batches: Vec<RecordBatch> = stream.try_collect().await.unwrap();
+    arrow::compute::concat_batches(&batches[0].schema(), &batches).unwrap()
+}
+
+fn integers(batch: &RecordBatch) -> Vec<Option<i64>> {
+    batch.columns().iter().flat_map(|column| column.as_primitive::<Int64Type>()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prepared_query_has_the_columns_that_its_table_has_now() {
+    let (server, mut client) = server_and_client().await;
+    let mut other = server.client().await;
+    query(&mut other, "CREATE TABLE p AS SELECT 100 AS price, 7 AS cost").await.unwrap();
+    let mut prepared = client.prepare("SELECT * FROM p".to_owned(), None).await.unwrap();
+    let info = prepared.execute().await.unwrap();
+    let by_handle = Ticket::new(info.flight_descriptor.clone().unwrap().cmd);
+    let batch = read(&mut client, info.clone()).await;
+    assert_eq!((names_of(&batch), integers(&batch)), (vec!["price".into(), "cost".into()], vec![Some(100), Some(7)]));
+    for (select, names, values) in [
+        ("7 AS cost, 100 AS price", ["cost", "price"].as_slice(), [7, 100].as_slice()),
+        ("1 AS cost, 2 AS price, 3 AS more", &["cost", "price", "more"], &[1, 2, 3]),
+    ] {
+        query(&mut other, "DROP TABLE p").await.unwrap();
+        // Before the statement can be asked what it is now.
+        let error = error_of(client.do_get(by_handle.clone()).await.unwrap_err());
+        assert_eq!(error.code(), ErrorCode::TableNotFound);
+        query(&mut other, &format!("CREATE TABLE p AS SELECT {select}")).await.unwrap();
+        let expected: Vec<_> = values.iter().copied().map(Some).collect();
+        for old in [ticket(&info), by_handle.clone()] {
+            let batch = get(&mut client, old).await;
+            assert_eq!(
+                (names_of(&batch), integers(&batch)),
+                (names.iter().map(|&n| n.into()).collect(), expected.clone())
+            );
+        }
+        let info = prepared.execute().await.unwrap();
+        let batch = read(&mut client, info).await;
+        assert_eq!((names_of(&batch), integers(&batch)), (names.iter().map(|&n| n.into()).collect(), expected));
+    }
+    prepared.close().await.unwrap();
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prepared_query_of_a_changed_table_tells_its_types_or_its_error() {
+    let (server, mut client) = server_and_client().await;
+    query(&mut client, "CREATE TABLE p AS SELECT 1 AS a").await.unwrap();
+    let mut prepared = client.prepare("SELECT a FROM p".to_owned(), None).await.unwrap();
+    let info = prepared.execute().await.unwrap();
+    query(&mut client, "CREATE OR REPLACE TABLE p AS SELECT 'x' AS a").await.unwrap();
+    let mut low = FlightServiceClient::new(server.channel().await);
+    let descriptor = info.flight_descriptor.unwrap();
+    let told = low.get_schema(descriptor.clone()).await.unwrap().into_inner();
+    let told = Schema::try_from(&told).unwrap();
+    let info = prepared.execute().await.unwrap();
+    assert_eq!(info.clone().try_decode_schema().unwrap(), told);
+    assert_eq!(read(&mut client, info).await.schema().as_ref(), &told);
+    assert_ne!(told.field(0).data_type(), &DataType::Int64);
+    for (change, code) in [
+        ("CREATE OR REPLACE TABLE p AS SELECT 1 AS b", ErrorCode::ColumnNotFound),
+        ("DROP TABLE p", ErrorCode::TableNotFound),
+    ] {
+        query(&mut client, change).await.unwrap();
+        assert_eq!(error_of(prepared.execute().await.unwrap_err()).code(), code, "{change}");
+        let status = low.get_schema(descriptor.clone()).await.unwrap_err();
+        assert_eq!(Error::from_status(&status, "server").code(), code, "{change}");
+    }
+    query(&mut client, "CREATE TABLE p AS SELECT 5 AS a").await.unwrap();
+    let info = prepared.execute().await.unwrap();
+    assert_eq!(integers(&read(&mut client, info).await), [Some(5)]);
+    prepared.close().await.unwrap();
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn settings_too_change_the_columns_of_a_prepared_query() {
+    let (server, mut client) = server_and_client().await;
+    let mut prepared = client.prepare("SELECT 1.5 AS x".to_owned(), None).await.unwrap();
+    for as_decimal in ["true", "false"] {
+        let set = format!("SET datafusion.sql_parser.parse_float_as_decimal = {as_decimal}");
+        query(&mut client, &set).await.unwrap();
+        let info = prepared.execute().await.unwrap();
+        let is_float = read(&mut client, info).await.schema().field(0).data_type() == &DataType::Float64;
+        assert_eq!(is_float, as_decimal == "false");
+    }
+    prepared.close().await.unwrap();
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_column_is_called_never_null_that_may_be_by_now() {
+    let (server, mut client) = server_and_client().await;
+    query(&mut client, "CREATE TABLE p AS SELECT value AS id FROM generate_series(1, 2)").await.unwrap();
+    query(&mut client, "CREATE VIEW pv AS SELECT count(*) AS n FROM p").await.unwrap();
+    let sql = "SELECT n FROM pv";
+    let mut prepared = client.prepare(sql.to_owned(), None).await.unwrap();
+    let infos = [prepared.execute().await.unwrap(), client.execute(sql.to_owned(), None).await.unwrap()];
+    for info in &infos {
+        assert_eq!(columns_of(&read(&mut client, info.clone()).await), ["n"]);
+    }
+    query(&mut client, "CREATE OR REPLACE VIEW pv AS SELECT CASE WHEN id > 1 THEN id END AS n FROM p ORDER BY id")
+        .await
+        .unwrap();
+    for info in &infos {
+        let batch = get(&mut client, ticket(info)).await;
+        assert_eq!((columns_of(&batch), integers(&batch)), (vec!["n?".into()], vec![None, Some(2)]));
+    }
+    let info = prepared.execute().await.unwrap();
+    assert_eq!(columns_of(&read(&mut client, info.clone()).await), ["n?"]);
+    // What was told may be more than is needed.
+    query(&mut client, "CREATE OR REPLACE VIEW pv AS SELECT count(*) AS n FROM p").await.unwrap();
+    assert_eq!(columns_of(&read(&mut client, info).await), ["n?"]);
+    prepared.close().await.unwrap();
+    server.stop().await;
+}
+
+/// The physical plan says of the first three that they may be null, and the client was told otherwise.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_elsewhere_leaves_the_columns_as_they_were_told() {
+    let (server, mut client) = server_and_client().await;
+    query(&mut client, "CREATE TABLE t (a BIGINT NOT NULL, b BIGINT)").await.unwrap();
+    query(&mut client, "INSERT INTO t VALUES (1, NULL)").await.unwrap();
+    for (number, sql) in [
+        "SELECT coalesce(b, 0) AS x FROM t",
+        "SELECT (SELECT count(*) FROM t u WHERE u.b = t.a) AS x FROM t",
+        "SELECT DISTINCT ON (b) a AS x FROM t ORDER BY b, a",
+        "SELECT $1 + coalesce(b, 0) AS x FROM t",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut prepared = client.prepare(sql.to_owned(), None).await.unwrap();
+        if sql.contains("$1") {
+            let parameters: Vec<(&str, ArrayRef)> = vec![("$1", Arc::new(Int64Array::from(vec![1, 2])))];
+            prepared.set_parameters(RecordBatch::try_from_iter(parameters).unwrap()).unwrap();
+        }
+        let info = prepared.execute().await.unwrap();
+        read(&mut client, info.clone()).await;
+        query(&mut client, &format!("CREATE TABLE other_{number} (a BIGINT)")).await.unwrap();
+        read(&mut client, info).await;
+        let info = prepared.execute().await.unwrap();
+        read(&mut client, info).await;
+        prepared.close().await.unwrap();
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_query_that_began_before_a_change_has_the_columns_of_before() {
+    let (server, mut client) = server_and_client().await;
+    query(&mut client, "CREATE TABLE p AS SELECT 100 AS price, 7 AS cost").await.unwrap();
+    let info = client.execute("SELECT * FROM p".to_owned(), None).await.unwrap();
+    wait_for(&server, QueryState::Running).await;
+    query(&mut client, "CREATE OR REPLACE TABLE p AS SELECT 7 AS cost, 100 AS price").await.unwrap();
+    for names in [["price", "cost"], ["cost", "price"]] {
+        let batch = get(&mut client, ticket(&info)).await;
+        assert_eq!(names_of(&batch), names);
+        assert_eq!(batch.column_by_name("price").unwrap().as_primitive::<Int64Type>().value(0), 100);
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_null_among_several_rows_of_parameters_may_be_null_in_the_result() {
+    let (server, mut client) = server_and_client().await;
+    let mut prepared = client.prepare("SELECT $1 AS same".to_owned(), None).await.unwrap();
+    let parameters: Vec<(&str, ArrayRef)> = vec![("$1", Arc::new(Int64Array::from(vec![Some(1), None])))];
+    prepared.set_parameters(RecordBatch::try_from_iter(parameters).unwrap()).unwrap();
+    let info = prepared.execute().await.unwrap();
+    let batch = get(&mut client, ticket(&info)).await;
+    assert_eq!((columns_of(&batch), integers(&batch)), (vec!["same?".into()], vec![Some(1), None]));
+    prepared.close().await.unwrap();
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_prepared_insert_writes_every_row_of_parameters() {
     let (server, mut client) = server_and_client().await;

@@ -4,8 +4,10 @@ use std::fmt::Write;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
+use aubade_catalog::Snapshot;
 use aubade_planner::pipeline::first_rules;
 use aubade_planner::{Opaque, PlannerOptions, session_config, session_state};
+use aubade_proto::Version;
 use datafusion::execution::{SessionState, SessionStateBuilder};
 
 use crate::engine::Engine;
@@ -48,6 +50,15 @@ impl Hash for Settings {
     }
 }
 
+/// What the columns and the parameters of a statement depend on: they are known for as long as it is the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Basis {
+    /// Of the catalog's schema.
+    pub(crate) schema_version: Version,
+    /// Of the session.
+    pub(crate) settings: Settings,
+}
+
 impl Template {
     /// What the sessions of an engine start with.
     pub(crate) fn of(engine: &Engine) -> Self {
@@ -70,5 +81,10 @@ impl Template {
         let first_stage =
             SessionStateBuilder::new_from_existing(state.clone()).with_physical_optimizer_rules(first_rules()).build();
         Self { state: Opaque::new(state), first_stage: Opaque::new(first_stage), settings: Settings::new(settings) }
+    }
+
+    /// What statements that are planned on a snapshot depend on.
+    pub(crate) fn basis(&self, snapshot: &Snapshot) -> Basis {
+        Basis { schema_version: snapshot.schema_version, settings: self.settings.clone() }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow::datatypes::DataType;
 use aubade_planner::Opaque;
-use aubade_proto::{Error, ErrorCode, Result, Version};
+use aubade_proto::{Error, ErrorCode, Result};
 use datafusion::common::ScalarValue;
 use datafusion::logical_expr::simplify::SimplifyContext;
 use datafusion::logical_expr::{Expr, LogicalPlan, Prepare, Statement as PlanStatement};
@@ -14,7 +14,7 @@ use datafusion::sql::sqlparser::ast::{Ident, Statement as SqlAst};
 use futures::FutureExt;
 
 use super::{Body, Statement, StatementContext, kept, run_plan, unsupported};
-use crate::session::{Parameters, QueryOutput, Settings};
+use crate::session::{Basis, Parameters, QueryOutput};
 
 /// Named statements of one session: bounds its memory.
 const NAMED_STATEMENTS_MAX: usize = 1_000;
@@ -32,9 +32,8 @@ pub(crate) struct NamedStatement {
 /// What is known of the parameters of a named statement.
 #[derive(Clone, Debug)]
 struct Known {
-    /// For which schema, and by which settings.
-    schema_version: Version,
-    settings: Settings,
+    /// For which catalog and settings.
+    basis: Basis,
     /// How many there are.
     wanted: usize,
     /// Their types, where all are known.
@@ -45,12 +44,7 @@ impl Known {
     fn of(context: &StatementContext, prepared: &Prepare) -> Result<Self> {
         let wanted = prepared.input.get_parameter_names().map_err(Error::from_datafusion)?.len();
         let types = prepared.fields.iter().map(|field| field.data_type().clone()).collect();
-        Ok(Self {
-            schema_version: context.snapshot().schema_version,
-            settings: context.template.settings.clone(),
-            wanted,
-            types,
-        })
+        Ok(Self { basis: context.basis(), wanted, types })
     }
 }
 
@@ -115,10 +109,7 @@ impl Call {
     /// The values in the types of the parameters, where they are known without planning.
     fn known_parameters(&self, context: &StatementContext) -> Result<Option<Parameters>> {
         let known = &self.named.known;
-        if known.schema_version != context.snapshot().schema_version
-            || known.settings != context.template.settings
-            || known.wanted != self.values.len()
-        {
+        if known.basis != context.basis() || known.wanted != self.values.len() {
             return Ok(None);
         }
         self.typed(&known.types).map(Some)
