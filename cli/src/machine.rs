@@ -88,6 +88,16 @@ impl MachineArguments {
         self.buffer_pool_disk.as_deref()
     }
 
+    /// Says in the log that a coordinator with these options has no buffer pool, and why.
+    pub(crate) fn report_no_pool(&self, options: &EngineOptions) {
+        let for_queries = u64::try_from(options.memory_limit_bytes()).unwrap_or(u64::MAX);
+        if let Some(why) = why_no_pool(self.buffer_pool, options.buffer_pool_bytes, for_queries, memory_bytes()) {
+            tracing::warn!("{why}");
+        } else if options.buffer_pool_bytes == 0 {
+            tracing::info!("the buffer pool is off, as --buffer-pool 0 says");
+        }
+    }
+
     /// The options of a coordinator that takes so much.
     ///
     /// # Errors
@@ -112,6 +122,17 @@ impl MachineArguments {
             ..options
         })
     }
+}
+
+/// Why there is no buffer pool, where nobody has switched it off.
+fn why_no_pool(asked: Option<ByteSize>, pool_bytes: u64, for_queries: u64, memory: Option<u64>) -> Option<String> {
+    let memory = memory.filter(|_| asked.is_none() && pool_bytes == 0)?;
+    Some(format!(
+        "the buffer pool is off: the {} of --memory-limit leave nothing of the memory of the machine, {}; lower it, or \
+         give --buffer-pool 0",
+        ByteSize(for_queries),
+        ByteSize(memory)
+    ))
 }
 
 fn pool_bytes(asked: Option<ByteSize>, for_queries: u64, memory: Option<u64>) -> Result<u64> {
@@ -157,6 +178,10 @@ mod tests {
         assert_eq!(pool_bytes(None, 200, Some(100)).unwrap(), 0);
         assert_eq!(pool_bytes(Some(ByteSize(90)), 10, Some(100)).unwrap(), 90);
         assert_eq!(pool_bytes(Some(ByteSize(0)), 200, Some(100)).unwrap(), 0);
+        let why = why_no_pool(None, 0, 200, Some(100)).unwrap();
+        assert!(why.contains("--memory-limit") && why.contains("--buffer-pool"), "{why}");
+        assert_eq!(why_no_pool(None, 10, 80, Some(100)), None);
+        assert_eq!(why_no_pool(Some(ByteSize(0)), 0, 200, Some(100)), None);
         let error = pool_bytes(Some(ByteSize(91)), 10, Some(100)).unwrap_err();
         assert!(error.message().contains("--memory-limit"), "{error:?}");
     }

@@ -17,7 +17,9 @@
 
 mod client;
 mod disk;
+mod flights;
 mod load;
+mod pins;
 mod tiered_reader;
 mod worth;
 
@@ -37,7 +39,9 @@ use tokio::sync::mpsc;
 pub(crate) use client::BufferPoolClient;
 pub use disk::BufferPoolDisk;
 pub(crate) use disk::{DiskFigures, DiskTier};
+use flights::Flights;
 pub(crate) use load::{Loader, load_table};
+use pins::{PinningId, Pins};
 pub use worth::BufferPoolPolicy;
 use worth::{MeanCost, Rank, Worth, estimated_bytes};
 
@@ -53,6 +57,8 @@ pub(crate) struct BufferPool {
     /// The second tier.
     disk: Option<Arc<DiskTier>>,
     state: Mutex<State>,
+    /// Loads that are under way.
+    flights: Flights,
     /// What columns that are not here were worth when they were last wanted.
     past: Cache<ColumnOfSegment, Worth>,
     /// Whether a node is thought to have the result of a fragment over a segment.
@@ -136,8 +142,7 @@ struct State {
     now: u64,
     /// Columns on their way in. Those that are queued more than once are fetched once: by then they are here.
     loading: HashSet<ColumnOfSegment>,
-    /// Columns that CACHE TABLE has named, with about what they take.
-    pinned: BTreeMap<RelationId, BTreeMap<Arc<str>, usize>>,
+    pinned: Pins,
     totals: BTreeMap<(RelationId, Arc<str>), Totals>,
 }
 
@@ -192,6 +197,7 @@ impl BufferPool {
             runner,
             disk: disk.map(Arc::new),
             state: Mutex::default(),
+            flights: Flights::default(),
             past: Cache::builder().max_capacity(BUFFER_POOL_PAST_MAX).build(),
             kept_at_nodes: Cache::builder().max_capacity(BUFFER_POOL_PAST_MAX).build(),
             wanted,
@@ -380,10 +386,9 @@ impl BufferPool {
         let of = |column: &Arc<str>| (Arc::clone(column), table.estimated_bytes(column, rows));
         let columns: BTreeMap<Arc<str>, usize> = columns.iter().map(of).collect();
         let mut state = self.state.lock();
-        let known = state.pinned.get(&table.id);
-        let is_known = |column: &Arc<str>| known.is_some_and(|known| known.contains_key(column));
-        let more: usize = columns.iter().filter(|(column, _)| !is_known(column)).map(|(_, bytes)| bytes).sum();
-        let others: usize = state.pinned.values().flat_map(BTreeMap::values).sum();
+        let more = columns.iter().filter(|(column, _)| !state.is_pinned(table.id, column));
+        let more = more.map(|(_, bytes)| *bytes).fold(0, usize::saturating_add);
+        let others = state.pinned.bytes();
         if others.saturating_add(more) > self.bytes_max {
             let text = format!(
                 "{} takes about {more} bytes in the buffer pool, which has {}, and {others} are taken by tables that are \
@@ -394,26 +399,27 @@ impl BufferPool {
                 "name fewer columns, UNCACHE TABLE another table, or give the coordinator a larger --buffer-pool",
             ));
         }
-        let before = state.pinned.get(&table.id).cloned();
-        state.pinned.entry(table.id).or_default().extend(columns);
+        let id = state.pinned.begin(table.id, &columns);
         state.rank_again(table.id);
-        Ok(Pinning { pool: Arc::clone(self), table: table.id, before: Some(before) })
+        Ok(Pinning { pool: Arc::clone(self), table: table.id, id, has_loaded: false })
     }
 
-    /// Which columns of a table are kept whatever else is wanted; the others are kept for what they are worth.
-    fn set_pinned(&self, table: RelationId, columns: Option<BTreeMap<Arc<str>, usize>>) {
-        let mut state = self.state.lock();
-        match columns {
-            Some(columns) => drop(state.pinned.insert(table, columns)),
-            None => drop(state.pinned.remove(&table)),
-        }
-        state.rank_again(table);
+    /// Whether all of `columns` are kept whatever else is wanted.
+    fn are_pinned(&self, table: RelationId, columns: &[Arc<str>]) -> bool {
+        let state = self.state.lock();
+        columns.iter().all(|column| state.is_pinned(table, column))
     }
 
     /// Forgets what is here of a table.
     pub(crate) fn unpin(&self, table: RelationId) {
-        self.set_pinned(table, None);
-        self.state.lock().retain(|held| held.table.id != table);
+        self.state.lock().forget_tables(&BTreeSet::from([table]));
+    }
+
+    /// Forgets tables that are gone, so that others have their room at once.
+    pub(crate) fn forget_dropped(&self, tables: &BTreeSet<RelationId>) {
+        let mut state = self.state.lock();
+        state.forget_tables(tables);
+        state.totals.retain(|(table, _), _| !tables.contains(table));
     }
 
     /// Forgets all columns and results of fragments. What CACHE TABLE has named is loaded again when it is wanted.
@@ -445,7 +451,9 @@ impl BufferPool {
             *dictionaries += u64::from(column.is_dictionary());
             *bytes += column.bytes() as u64;
         }
-        let keys: BTreeSet<&(RelationId, Arc<str>)> = held.keys().chain(state.totals.keys()).collect();
+        // What is pinned may have given way to queries.
+        let pinned: Vec<_> = state.pinned.columns().map(|(table, name)| (table, Arc::clone(name))).collect();
+        let keys: BTreeSet<&(RelationId, Arc<str>)> = held.keys().chain(state.totals.keys()).chain(&pinned).collect();
         let lines = keys.into_iter().filter_map(|key| {
             let table = names.get(&key.0)?;
             let (segments, dictionaries, bytes) = held.get(key).copied().unwrap_or_default();
@@ -495,23 +503,23 @@ impl Lender for BufferPool {
 pub(crate) struct Pinning {
     pool: Arc<BufferPool>,
     table: RelationId,
-    /// What was pinned of the table before; `None` once they stay pinned.
-    before: Option<Option<BTreeMap<Arc<str>, usize>>>,
+    id: PinningId,
+    has_loaded: bool,
 }
 
 impl Pinning {
     /// All are here: they stay pinned.
     pub(crate) fn keep(mut self) {
-        self.before = None;
+        self.has_loaded = true;
     }
 }
 
 impl Drop for Pinning {
     fn drop(&mut self) {
-        // The load has failed, or whoever asked for it has gone.
-        if let Some(before) = self.before.take() {
-            self.pool.set_pinned(self.table, before);
-        }
+        // Where not all is here, the load has failed, or whoever asked for it has gone.
+        let mut state = self.pool.state.lock();
+        state.pinned.end(self.table, self.id, self.has_loaded);
+        state.rank_again(self.table);
     }
 }
 
@@ -533,7 +541,7 @@ impl State {
     }
 
     fn is_pinned(&self, table: RelationId, column: &Arc<str>) -> bool {
-        self.pinned.get(&table).is_some_and(|columns| columns.contains_key(column))
+        self.pinned.contains(table, column)
     }
 
     /// Columns that come together displace only what ranks below this: none of them is of use without the one that is
@@ -648,8 +656,14 @@ impl State {
 
     fn retain_segments(&mut self, named: &BTreeSet<SegmentId>, tables: &BTreeSet<RelationId>) {
         self.retain(|held| named.contains(&held.segment.id()));
-        self.pinned.retain(|table, _| tables.contains(table));
+        self.pinned.retain(|table| tables.contains(&table));
         self.totals.retain(|(table, _), _| tables.contains(table));
+    }
+
+    /// Takes away what is here of tables.
+    fn forget_tables(&mut self, tables: &BTreeSet<RelationId>) {
+        self.pinned.retain(|table| !tables.contains(&table));
+        self.retain(|held| !tables.contains(&held.table.id));
     }
 
     /// Takes away the segments that are not to be kept.

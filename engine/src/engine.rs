@@ -34,7 +34,9 @@ use aubade_catalog::{Action, ClusterUrl, Commit, Manifest, ManifestStore, NodeEn
 use aubade_environment::tasks::run_blocking;
 use aubade_environment::{Environment, FileLock, MemoryFiles, TaskGroup};
 use aubade_planner::{ScanTask, TableAccess};
-use aubade_proto::{ClusterId, Epoch, Error, ErrorCode, Result, ResultExt, SegmentId, TransactionId, Version};
+use aubade_proto::{
+    ClusterId, Epoch, Error, ErrorCode, RelationId, Result, ResultExt, SegmentId, TransactionId, Version,
+};
 use aubade_storage_node::{FragmentRunner, StorageNode, StorageNodeOptions};
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::sink::DataSink;
@@ -359,6 +361,11 @@ impl Engine {
         }
     }
 
+    /// Whether its only node is in this process.
+    pub(crate) fn is_embedded(&self) -> bool {
+        self.0.embedded_node.is_some()
+    }
+
     /// What the engine was opened with.
     pub fn options(&self) -> &EngineOptions {
         &self.0.options
@@ -418,6 +425,14 @@ impl Engine {
         self.0.cluster.update(snapshot);
     }
 
+    /// Takes note of a version that was committed here, and of the relations that it has dropped.
+    pub(crate) fn committed(&self, snapshot: &Arc<Snapshot>, dropped: &BTreeSet<RelationId>) {
+        self.adopt(snapshot);
+        if let Some(pool) = self.cluster().buffer_pool().filter(|_| !dropped.is_empty()) {
+            pool.forget_dropped(dropped);
+        }
+    }
+
     /// # Errors
     /// `StaleEpoch` once another coordinator has taken over.
     pub(crate) fn check_writable(&self) -> Result<()> {
@@ -447,9 +462,10 @@ impl Engine {
     pub(crate) async fn commit(&self, actions: Vec<Action>) -> Result<Arc<Snapshot>> {
         self.check_writable()?;
         let transaction = TransactionId(self.0.environment.new_uuid());
+        let dropped = dropped_by(&actions);
         match self.0.manifest.commit(transaction, actions).boxed().await? {
             Commit::Committed(snapshot) => {
-                self.adopt(&snapshot);
+                self.committed(&snapshot, &dropped);
                 Ok(snapshot)
             }
             Commit::Unknown(cause) => Err(unknown_commit(transaction, cause)),
@@ -473,6 +489,15 @@ impl TableAccess for Engine {
     fn sink(&self, table: Arc<aubade_catalog::snapshot::Table>) -> Result<Arc<dyn DataSink>> {
         Ok(Arc::new(SegmentSink::new(self.clone(), table)))
     }
+}
+
+/// The relations that actions drop.
+pub(crate) fn dropped_by(actions: &[Action]) -> BTreeSet<RelationId> {
+    let dropped = actions.iter().filter_map(|action| match action {
+        Action::DropRelation(id) => Some(*id),
+        _ => None,
+    });
+    dropped.collect()
 }
 
 /// The second tier of the buffer pool, if there is to be one.

@@ -170,6 +170,10 @@ pub(crate) async fn run(
             }
             SqlAst::Deallocate { name, .. } => named::deallocate(&context, &name),
             SqlAst::Discard { object_type: DiscardObject::PLANS } => kept::discard(&context),
+            SqlAst::Discard { object_type: DiscardObject::ALL } => {
+                buffers::discard_all(&context).await;
+                kept::discard(&context)
+            }
             SqlAst::Discard { object_type } => Err(kept::cannot_discard(&object_type.to_string())),
             ast @ SqlAst::Execute { .. } => named::run(context, ast).await,
             ast => run_ast(&context, Ast::Statement(Box::new(ast)), &parameters).await,

@@ -70,7 +70,7 @@ fn metrics(engine: &Engine) -> Vec<Metric> {
 }
 
 /// Of the second tier of the buffer pool.
-fn disk_metrics(bytes_max: u64, figures: DiskFigures) -> [Metric; 6] {
+fn disk_metrics(bytes_max: u64, figures: DiskFigures) -> [Metric; 7] {
     [
         Metric::new("buffer_pool_disk_limit_bytes", bytes_max, "disk that blocks of segments may take"),
         Metric::new("buffer_pool_disk_bytes", figures.bytes, "disk that blocks of segments take now"),
@@ -86,6 +86,11 @@ fn disk_metrics(bytes_max: u64, figures: DiskFigures) -> [Metric; 6] {
             "files of it that were not as they were written, and dropped",
         ),
         Metric::new("buffer_pool_disk_failed_writes", figures.failed_writes, "files of it that could not be written"),
+        Metric::new(
+            "buffer_pool_disk_too_large",
+            figures.too_large,
+            "loads that are not kept there, since they are larger than all that it may take",
+        ),
     ]
 }
 

@@ -21,7 +21,7 @@ use futures::{FutureExt, StreamExt, TryStreamExt};
 pub(crate) use segment_builder::{BuiltSegment, SegmentBuilder};
 pub(crate) use sink::SegmentSink;
 
-use crate::engine::Engine;
+use crate::engine::{Engine, dropped_by};
 use crate::limits::{CONTROL_TIMEOUT, SEGMENTS_IN_FLIGHT_MAX};
 
 /// Segments that reached their write quorum and are not committed yet.
@@ -132,9 +132,10 @@ impl Engine {
         if actions.is_empty() {
             return self.snapshot().await;
         }
+        let dropped = dropped_by(&actions);
         match self.manifest().commit(written.transaction, actions).boxed().await {
             Ok(Commit::Committed(snapshot)) => {
-                self.adopt(&snapshot);
+                self.committed(&snapshot, &dropped);
                 Ok(snapshot)
             }
             Ok(Commit::Unknown(cause)) => {

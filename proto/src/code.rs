@@ -63,7 +63,7 @@ error_codes! {
     OutOfMemory = 103, "OUT_OF_MEMORY", ResourceExhausted, Never;
     /// A limit on size or number was reached.
     LimitExceeded = 104, "LIMIT_EXCEEDED", ResourceExhausted, Never;
-    /// Not built yet.
+    /// Not built yet, or switched off.
     NotSupported = 105, "NOT_SUPPORTED", Unimplemented, Never;
     /// Refused by the settings of the server, or by the rights on a folder or bucket.
     PermissionDenied = 106, "PERMISSION_DENIED", PermissionDenied, Never;

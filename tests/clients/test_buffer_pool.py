@@ -122,6 +122,22 @@ def test_the_pool_fills_from_its_disk_after_a_kill(tmp_path):
     assert "panicked" not in logs
 
 
+@pytest.mark.parametrize("arguments, logged", [(("--memory-limit", "1000TiB"), True), (("--buffer-pool", "0"), False)])
+def test_a_coordinator_without_a_pool_says_so(tmp_path, arguments, logged):
+    cluster = Cluster(tmp_path, nodes=1, copies=1, serve_arguments=arguments)
+    try:
+        with session(cluster) as cursor:
+            cursor.execute("create table t as select 1 as a")
+            for sql in ("cache table t", "uncache table if exists t", "discard buffers"):
+                with pytest.raises(Exception, match=r"pool of this coordinator is off \(NOT_SUPPORTED\)\n.*--buffer-pool SIZE"):
+                    cursor.execute(sql)
+            cursor.execute("discard all")
+        # Nobody has to be told of what they asked for.
+        assert ("the buffer pool is off" in cluster.logs()) == logged
+    finally:
+        cluster.stop()
+
+
 def test_a_folder_that_will_not_do_is_refused_before_anything_changes(pooled, tmp_path):
     other = tmp_path / "other"
     other.mkdir()

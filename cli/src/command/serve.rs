@@ -46,6 +46,7 @@ impl Serve {
             None => FileAccess::Deny,
         };
         let options = EngineOptions { spill_dir: self.spill_dir, file_access, ..self.machine.engine_options()? };
+        self.machine.report_no_pool(&options);
         // The port first: a second coordinator on this machine must not take over before it fails.
         let listener = connect::listen(&environment, &self.listen).await?;
         let local = connect::local_address(listener.as_ref())?;

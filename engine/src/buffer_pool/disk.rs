@@ -101,6 +101,8 @@ pub(crate) struct DiskFigures {
     pub(crate) damaged: u64,
     /// Files that could not be written.
     pub(crate) failed_writes: u64,
+    /// Loads that are larger than all files may be, beside what is being written.
+    pub(crate) too_large: u64,
 }
 
 impl State {
@@ -348,7 +350,13 @@ impl DiskTier {
             blocks.retain(|block, _| !state.blocks.contains_key(&(segment, *block)));
         }
         let Some((head, contents)) = encode(segment, columns, &blocks).filter(|_| !blocks.is_empty()) else { return };
-        let Some((number, gone)) = self.state.lock().make_room(contents.bytes, self.bytes_max) else { return };
+        let room = {
+            let mut state = self.state.lock();
+            let room = state.make_room(contents.bytes, self.bytes_max);
+            state.figures.too_large += u64::from(room.is_none());
+            room
+        };
+        let Some((number, gone)) = room else { return };
         self.remove_files(&gone);
         let written = self.write_file(number, &head, &blocks);
         let mut state = self.state.lock();

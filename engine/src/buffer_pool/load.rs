@@ -12,6 +12,7 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use tokio::sync::mpsc;
 
+use super::flights::{Asked, Turn};
 use super::tiered_reader::TieredReader;
 use super::{BufferPool, DiskTier, TableOfPool, Wanted};
 use crate::cluster::Cluster;
@@ -23,7 +24,7 @@ use crate::query::QueryLog;
 
 /// Where columns may be read from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
+pub(super) enum Source {
     /// Only the second tier.
     Disk,
     Any,
@@ -139,8 +140,32 @@ pub(crate) async fn load_table(
     Ok(())
 }
 
-/// Loads what is missing of a segment; `false` where it found no room.
+/// Loads what is missing of a segment, or waits for whoever does; `false` where it found no room.
 async fn load(cluster: &Cluster, pool: &BufferPool, wanted: &Wanted, source: Source) -> Result<bool> {
+    let (id, table, names) = (wanted.segment.id, wanted.table.id, wanted.names());
+    loop {
+        let columns = pool.missing(id, &names);
+        if columns.is_empty() {
+            return Ok(true);
+        }
+        let is_pinned = pool.are_pinned(table, &columns);
+        match pool.flights.join(id, &Asked { columns, source, is_pinned }) {
+            Turn::Own(flight) => {
+                let loaded = load_missing(cluster, pool, wanted, source).await;
+                flight.end(&loaded);
+                return loaded;
+            }
+            Turn::Waits(waiting) => {
+                if let Some(loaded) = waiting.outcome().await {
+                    return loaded;
+                }
+            }
+        }
+    }
+}
+
+async fn load_missing(cluster: &Cluster, pool: &BufferPool, wanted: &Wanted, source: Source) -> Result<bool> {
+    // Anew: another load may have ended just before this one began.
     let (segment, missing) = (&wanted.segment, pool.missing(wanted.segment.id, &wanted.names()));
     if missing.is_empty() {
         return Ok(true);
@@ -224,3 +249,6 @@ fn late(segment: &SegmentEntry) -> Error {
     let text = format!("the columns of segment {} did not come in time", segment.id);
     Error::new(ErrorCode::SegmentUnavailable, text).hint("look at `aubade cluster status`, and try again")
 }
+
+#[cfg(test)]
+mod tests;

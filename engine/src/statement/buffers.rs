@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use aubade_catalog::Relation;
 use aubade_catalog::snapshot::Table;
+use aubade_catalog::{Relation, RelationName};
 use aubade_proto::{Error, ErrorCode, Result};
 use datafusion::sql::sqlparser::ast::{Ident, ObjectName};
 use datafusion::sql::sqlparser::dialect::Dialect;
@@ -13,7 +13,7 @@ use datafusion::sql::sqlparser::parser::{IsOptional, Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
 
 use super::StatementContext;
-use super::names::{check_not_built_in, kind};
+use super::names::{is_built_in, kind};
 use crate::buffer_pool::{BufferPool, TableOfPool, load_table};
 use crate::session::QueryOutput;
 
@@ -22,11 +22,14 @@ use crate::session::QueryOutput;
 pub(crate) enum BufferStatement {
     /// `CACHE TABLE t [(column, ...)]`: loads columns, all if none are named, and keeps them.
     Cache { table: ObjectName, columns: Vec<Ident> },
-    /// `UNCACHE TABLE t`: forgets what is there of a table.
-    Uncache { table: ObjectName },
+    /// `UNCACHE TABLE [IF EXISTS] t`: forgets what is there of a table.
+    Uncache { table: ObjectName, if_exists: bool },
     /// `DISCARD BUFFERS`: forgets all.
     Discard,
 }
+
+/// What SQL itself has words to discard.
+const DISCARDED_BY_SQL: [&str; 5] = ["ALL", "PLANS", "SEQUENCES", "TEMP", "TEMPORARY"];
 
 /// The statement about the buffer pool that `tokens` begin with; `None` where they are about something else.
 pub(super) fn parse(tokens: &[TokenWithSpan], dialect: &dyn Dialect) -> Result<Option<BufferStatement>, ParserError> {
@@ -37,8 +40,15 @@ pub(super) fn parse(tokens: &[TokenWithSpan], dialect: &dyn Dialect) -> Result<O
     });
     let words: Vec<_> = words.take(2).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    if !matches!(words.as_slice(), ["CACHE" | "UNCACHE", "TABLE"] | ["DISCARD", "BUFFERS"]) {
-        return Ok(None);
+    match words.as_slice() {
+        ["CACHE" | "UNCACHE", "TABLE"] | ["DISCARD", "BUFFERS"] => {}
+        ["DISCARD", what] if DISCARDED_BY_SQL.contains(what) => return Ok(None),
+        // The parser of SQL would leave BUFFERS out of its message.
+        ["DISCARD", ..] => {
+            let text = "after DISCARD comes PLANS, BUFFERS, or ALL for both";
+            return Err(ParserError::ParserError(text.to_owned()));
+        }
+        _ => return Ok(None),
     }
     let mut parser = Parser::new(dialect).with_tokens_with_locations(tokens.to_vec());
     parser.next_token();
@@ -48,7 +58,10 @@ pub(super) fn parse(tokens: &[TokenWithSpan], dialect: &dyn Dialect) -> Result<O
             table: parser.parse_object_name(false)?,
             columns: parser.parse_parenthesized_column_list(IsOptional::Optional, false)?,
         },
-        Some(&"UNCACHE") => BufferStatement::Uncache { table: parser.parse_object_name(false)? },
+        Some(&"UNCACHE") => BufferStatement::Uncache {
+            if_exists: parser.parse_keywords(&[Keyword::IF, Keyword::EXISTS]),
+            table: parser.parse_object_name(false)?,
+        },
         _ => BufferStatement::Discard,
     };
     while parser.consume_token(&Token::SemiColon) {}
@@ -63,16 +76,39 @@ pub(super) fn parse(tokens: &[TokenWithSpan], dialect: &dyn Dialect) -> Result<O
 
 pub(super) async fn run(context: &StatementContext, statement: BufferStatement) -> Result<QueryOutput> {
     let cluster = context.engine().cluster();
-    let pool = cluster.buffer_pool().ok_or_else(|| {
-        Error::new(ErrorCode::NotSupported, "there is no buffer pool: an embedded engine keeps no columns")
-            .hint("use a coordinator: `aubade serve --buffer-pool SIZE`, with a size above 0")
-    })?;
+    let pool = cluster.buffer_pool().ok_or_else(|| no_pool(context.engine().is_embedded()))?;
     match statement {
         BufferStatement::Discard => pool.clear().await,
-        BufferStatement::Uncache { table } => pool.unpin(find(context, table)?.id),
+        BufferStatement::Uncache { table, if_exists } => match find(context, &context.relation_name(table)?) {
+            Ok(table) => pool.unpin(table.id),
+            Err(error) if if_exists && is_not_found(&error) => {}
+            Err(error) => return Err(error),
+        },
         BufferStatement::Cache { table, columns } => cache(context, pool, table, columns).await?,
     }
     context.done(0)
+}
+
+/// The part of DISCARD ALL that is about the buffer pool, if there is one.
+pub(super) async fn discard_all(context: &StatementContext) {
+    if let Some(pool) = context.engine().cluster().buffer_pool() {
+        pool.clear().await;
+    }
+}
+
+fn no_pool(is_embedded: bool) -> Error {
+    let (text, hint) = match is_embedded {
+        true => (
+            "there is no buffer pool: an embedded engine keeps no columns",
+            "use a coordinator: `aubade serve --buffer-pool SIZE`, with a size above 0",
+        ),
+        false => (
+            "the buffer pool of this coordinator is off",
+            "start it with `aubade serve --buffer-pool SIZE`, with a size above 0; without the option it is off where \
+             --memory-limit leaves no memory for it",
+        ),
+    };
+    Error::new(ErrorCode::NotSupported, text).hint(hint)
 }
 
 async fn cache(
@@ -81,7 +117,7 @@ async fn cache(
     name: ObjectName,
     columns: Vec<Ident>,
 ) -> Result<()> {
-    let table = find(context, name)?;
+    let table = find(context, &context.relation_name(name)?)?;
     let columns = match columns.is_empty() {
         true => table.schema.fields().iter().map(|field| Arc::from(field.name().as_str())).collect(),
         false => columns.into_iter().map(|column| column_name(context, table, column)).collect::<Result<Vec<_>>>()?,
@@ -89,23 +125,32 @@ async fn cache(
     let columns: Vec<Arc<str>> = columns.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
     let of_pool = TableOfPool::from(table.as_ref());
     let pinned = pool.pin(&of_pool, &columns, table.row_count())?;
+    // One that has been dropped since would stay pinned: whoever dropped it has looked at the pool already.
+    let newest = context.engine().manifest().snapshot();
+    if newest.relations.get(&table.name).map(Relation::id) != Some(table.id) {
+        return Err(context.not_found(&table.name));
+    }
     load_table(context.engine().cluster(), pool, &Arc::new(of_pool), &table.segments, &columns).await?;
     pinned.keep();
     Ok(())
 }
 
-fn find(context: &StatementContext, name: ObjectName) -> Result<&Arc<Table>> {
-    let name = context.relation_name(name)?;
-    match context.snapshot().relations.get(&name) {
+fn is_not_found(error: &Error) -> bool {
+    matches!(error.code(), ErrorCode::TableNotFound | ErrorCode::SchemaNotFound)
+}
+
+fn find<'a>(context: &'a StatementContext, name: &RelationName) -> Result<&'a Arc<Table>> {
+    match context.snapshot().relations.get(name) {
         Some(Relation::Table(table)) => Ok(table),
         Some(relation) => {
             let text = format!("'{name}' is a {}, and only tables can be cached", kind(relation));
             Err(Error::new(ErrorCode::InvalidArgument, text).hint("cache the tables that it reads"))
         }
-        None => {
-            check_not_built_in(context.snapshot(), &name.schema)?;
-            Err(context.not_found(&name))
+        None if is_built_in(&name.schema) && !context.snapshot().schemas.contains(&name.schema) => {
+            let text = format!("'{name}' is a system table, and these are not kept in the buffer pool");
+            Err(Error::new(ErrorCode::InvalidArgument, text).hint("cache a table that was made with CREATE TABLE"))
         }
+        None => Err(context.not_found(name)),
     }
 }
 
@@ -141,12 +186,31 @@ mod tests {
             panic!("not a CACHE")
         };
         assert_eq!((table.to_string().as_str(), columns.len()), ("s.T", 2));
-        assert!(matches!(parsed("UNCACHE TABLE t").unwrap(), Some(BufferStatement::Uncache { .. })));
+        for (sql, exists) in
+            [("UNCACHE TABLE t", false), ("UNCACHE TABLE IF EXISTS t", true), ("uncache table if", false)]
+        {
+            let Some(BufferStatement::Uncache { if_exists, .. }) = parsed(sql).unwrap() else {
+                panic!("not an UNCACHE")
+            };
+            assert_eq!(if_exists, exists, "{sql}");
+        }
         assert_eq!(parsed("discard buffers").unwrap(), Some(BufferStatement::Discard));
-        for other in ["discard plans", "select cache from t", "", "cache", "\"cache\" table t"] {
+        for other in
+            ["discard plans", "discard all", "discard temp", "select cache from t", "", "cache", "\"cache\" table t"]
+        {
             assert_eq!(parsed(other).unwrap(), None, "{other}");
         }
-        for wrong in ["cache table", "cache table t (", "cache table t as select 1", "discard buffers now"] {
+        for wrong in ["discard", "discard;", "discard foo", "discard \"plans\""] {
+            let text = parsed(wrong).unwrap_err().to_string();
+            assert!(text.contains("PLANS") && text.contains("BUFFERS") && text.contains("ALL"), "{text}");
+        }
+        for wrong in [
+            "cache table",
+            "cache table t (",
+            "cache table t as select 1",
+            "discard buffers now",
+            "uncache table if exists",
+        ] {
             parsed(wrong).unwrap_err();
         }
     }

@@ -85,6 +85,7 @@ async fn what_was_not_used_for_longest_makes_room() {
     tier.write(segment(4), names(), blocks(0..4)).await;
     assert_eq!((tier.read(segment(1), BTreeSet::from([0]), false).await.len(), written(&files).len()), (1, 2));
     assert!(tier.figures().bytes <= 4_000);
+    assert_eq!((tier.figures().too_large, tier.figures().failed_writes), (1, 0));
     drop(tier);
     let tier = open(&files, 2_500).unwrap();
     assert!(tier.figures().bytes <= 2_500 && tier.figures().bytes > 0, "{:?}", tier.figures());

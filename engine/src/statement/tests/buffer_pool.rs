@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use aubade_catalog::store::MemoryStore;
+use aubade_catalog::{Manifest, ManifestStore, Quorum};
 use aubade_environment::clock;
+use aubade_proto::ClusterId;
 
 use super::*;
 use crate::buffer_pool::BufferPoolDisk;
@@ -168,6 +171,14 @@ async fn mistakes_are_named() {
     assert_eq!(db.code("CACHE TABLE nowhere").await, ErrorCode::TableNotFound);
     assert_eq!(db.code("UNCACHE TABLE nowhere").await, ErrorCode::TableNotFound);
     assert_eq!(db.code("CACHE TABLE v").await, ErrorCode::InvalidArgument);
+    for sql in ["CACHE TABLE system.metrics", "UNCACHE TABLE IF EXISTS information_schema.tables"] {
+        let error = db.error(sql).await;
+        assert_eq!(error.code(), ErrorCode::InvalidArgument);
+        assert!(error.message().contains("not kept in the buffer pool"), "{error:?}");
+    }
+    db.run(&["UNCACHE TABLE IF EXISTS nowhere", "UNCACHE TABLE IF EXISTS no_schema.nowhere"]).await;
+    db.run(&["CACHE TABLE t", "UNCACHE TABLE IF EXISTS t"]).await;
+    assert_eq!(db.engine.cluster().buffer_pool().unwrap().bytes(), 0);
     let error = db.error("CACHE TABLE t (a, x)").await;
     assert_eq!((error.code(), error.hint_text()), (ErrorCode::ColumnNotFound, Some("its columns are a, b, c")));
     assert_eq!(db.code("CACHE TABLE t AS SELECT 1").await, ErrorCode::SqlSyntax);
@@ -179,7 +190,63 @@ async fn mistakes_are_named() {
     let db = Database::open().await;
     let error = db.error("DISCARD BUFFERS").await;
     assert_eq!(error.code(), ErrorCode::NotSupported);
+    assert!(error.message().contains("embedded"), "{error:?}");
     assert!(error.hint_text().unwrap().contains("--buffer-pool"), "{error:?}");
+    db.run(&["DISCARD ALL"]).await;
+    db.engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_without_a_pool_says_how_to_get_one() {
+    let (environment, store) = (Environment::system(), Arc::new(MemoryStore::default()));
+    let id = ClusterId(environment.new_uuid());
+    Manifest::create(
+        environment.clone(),
+        Arc::clone(&store) as Arc<dyn ManifestStore>,
+        id,
+        Quorum::for_copies(1).unwrap(),
+    )
+    .await
+    .unwrap();
+    let engine = Engine::open_with_store(environment, store, EngineOptions::default()).await.unwrap();
+    let db = Database { session: engine.session(), engine };
+    for sql in ["CACHE TABLE t", "UNCACHE TABLE t", "DISCARD BUFFERS"] {
+        let error = db.error(sql).await;
+        assert_eq!(error.code(), ErrorCode::NotSupported);
+        assert!(error.message().ends_with("of this coordinator is off"), "{error:?}");
+        assert!(error.hint_text().unwrap().contains("--buffer-pool"), "{error:?}");
+    }
+    db.engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_gone_leaves_its_room_at_once() {
+    let db = open(4 << 20).await;
+    let made = "TABLE pn AS SELECT value AS a, value * 3 AS b FROM generate_series(1, 160000)";
+    let (create, replace) = (format!("CREATE {made}"), format!("CREATE OR REPLACE {made}"));
+    let pool = db.engine.cluster().buffer_pool().unwrap();
+    for gone in ["DROP TABLE pn", "CREATE OR REPLACE TABLE pn (a BIGINT)", "DROP SCHEMA s CASCADE"] {
+        let in_schema = gone.starts_with("DROP SCHEMA");
+        let (create, cache) = match in_schema {
+            true => (create.replace("pn", "s.pn"), "CACHE TABLE s.pn"),
+            false => (create.clone(), "CACHE TABLE pn"),
+        };
+        let schema: &[&str] = if in_schema { &["CREATE SCHEMA s"] } else { &[] };
+        db.run(schema).await;
+        db.run(&["DROP TABLE IF EXISTS pn", &create, cache, gone]).await;
+        assert_eq!(pool.bytes(), 0, "{gone}");
+    }
+    db.run(&[&create, "CACHE TABLE pn", &replace, "CACHE TABLE pn"]).await;
+    let shown = "SELECT column_name, pinned FROM system.buffer_pool WHERE table_name = 'pn' ORDER BY 1";
+    assert_eq!(db.rows(shown).await, ["a|true", "b|true"]);
+    db.engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn discarding_all_is_about_buffers_too() {
+    let db = open(POOL_BYTES).await;
+    db.run(&["CACHE TABLE t", "DISCARD ALL"]).await;
+    assert_eq!(db.engine.cluster().buffer_pool().unwrap().bytes(), 0);
     db.engine.shutdown().await;
 }
 
@@ -198,22 +265,88 @@ async fn until(db: &Database, sql: &str) {
     clock::timeout(clock.as_ref(), Duration::from_secs(30), holds).await.unwrap_or_else(|| panic!("never true: {sql}"));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_second_tier_fills_the_pool_after_a_restart() {
-    let (dir, disk) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let options = || EngineOptions {
-        buffer_pool_bytes: POOL_BYTES,
-        buffer_pool_disk: Some(BufferPoolDisk { dir: disk.path().to_owned(), bytes_max: POOL_BYTES }),
-        target_partitions: Some(2),
-        ..EngineOptions::default()
-    };
-    let open = || async {
-        let engine = Engine::open_embedded(Environment::system(), dir.path(), options()).await.unwrap();
+/// A database in a folder, with a second tier of its pool.
+struct Folders {
+    data: tempfile::TempDir,
+    disk: tempfile::TempDir,
+}
+
+impl Folders {
+    fn new() -> Self {
+        Self { data: tempfile::tempdir().unwrap(), disk: tempfile::tempdir().unwrap() }
+    }
+
+    fn options(&self) -> EngineOptions {
+        EngineOptions {
+            buffer_pool_bytes: POOL_BYTES,
+            buffer_pool_disk: Some(BufferPoolDisk { dir: self.disk.path().to_owned(), bytes_max: POOL_BYTES }),
+            target_partitions: Some(2),
+            ..EngineOptions::default()
+        }
+    }
+
+    async fn open(&self) -> Database {
+        let engine = Engine::open_embedded(Environment::system(), self.data.path(), self.options()).await.unwrap();
         let db = Database { session: engine.session(), engine };
         db.run(&["SET aubade.fragment_cache = off"]).await;
         db
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_come_back_from_the_second_tier_as_they_were() {
+    let folders = Folders::new();
+    let db = folders.open().await;
+    // Few texts and many, with nulls and empty ones among them.
+    let text = |many: &str| {
+        format!(
+            "CASE value % 5 WHEN 0 THEN NULL WHEN 1 THEN '' WHEN 2 THEN 'short' ELSE 'a text that is long ' || {many} END"
+        )
     };
-    let db = open().await;
+    db.run(&[
+        &format!(
+            "CREATE TABLE texts AS SELECT value AS a, {} AS few, {} AS many, CAST(NULL AS VARCHAR) AS none, '' AS empty \
+             FROM generate_series(1, 20000)",
+            text("(value % 3)"),
+            text("value")
+        ),
+        "CACHE TABLE texts",
+    ])
+    .await;
+    let queries = [
+        "SELECT few, count(*), count(few), min(many), max(many) FROM texts GROUP BY few ORDER BY few",
+        "SELECT a, few, many, none, empty FROM texts WHERE a % 97 < 6 ORDER BY a",
+        "SELECT count(*), min(a) FROM texts WHERE few = '' OR many IS NULL",
+        "SELECT count(*), min(a) FROM texts WHERE few LIKE '%long 1' AND many > 'a text that is long 1'",
+        "SELECT empty, none, count(*), count(none) FROM texts GROUP BY empty, none",
+    ];
+    let mut expected = Vec::new();
+    for sql in queries {
+        expected.push(run(&db, sql).await.0);
+    }
+    db.engine.shutdown().await;
+    drop(db);
+    let db = folders.open().await;
+    until(&db, "SELECT count(*) = 5 FROM system.buffer_pool WHERE segments = 1").await;
+    let shown = "SELECT column_name FROM system.buffer_pool WHERE dictionaries = 1 ORDER BY 1";
+    let dictionaries = db.rows(shown).await;
+    assert!(dictionaries.contains(&"few".to_owned()) && !dictionaries.contains(&"many".to_owned()), "{dictionaries:?}");
+    for (sql, expected) in queries.iter().zip(expected) {
+        let (pooled, record) = run(&db, sql).await;
+        assert_eq!((&pooled, record.segments_pooled), (&expected, 1), "{sql}");
+        db.run(&["SET aubade.buffer_pool = off"]).await;
+        let (plain, record) = run(&db, sql).await;
+        assert_eq!((plain, record.segments_pooled), (pooled, 0), "{sql}");
+        db.run(&["SET aubade.buffer_pool = on"]).await;
+    }
+    assert_eq!((metric(&db, "buffer_pool_disk_misses").await, metric(&db, "buffer_pool_disk_damaged").await), (0, 0));
+    db.engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_second_tier_fills_the_pool_after_a_restart() {
+    let folders = Folders::new();
+    let db = folders.open().await;
     let sql = "SELECT sum(a) FROM t WHERE b < 5";
     db.run(&[
         "CREATE TABLE t AS SELECT value AS a, value % 10 AS b, 'row ' || value AS c FROM generate_series(1, 1000)",
@@ -227,7 +360,7 @@ async fn the_second_tier_fills_the_pool_after_a_restart() {
     assert_eq!(metric(&db, "buffer_pool_disk_misses").await, misses);
     db.engine.shutdown().await;
     drop(db);
-    let db = open().await;
+    let db = folders.open().await;
     until(&db, "SELECT count(*) = 2 FROM system.buffer_pool WHERE segments = 1").await;
     assert_eq!((metric(&db, "buffer_pool_disk_misses").await, metric(&db, "buffer_pool_disk_damaged").await), (0, 0));
     let (rows, record) = run(&db, "SELECT sum(a), max(b) FROM t WHERE b < 6").await;
@@ -236,9 +369,8 @@ async fn the_second_tier_fills_the_pool_after_a_restart() {
     assert_eq!(metric(&db, "buffer_pool_disk_bytes").await, 0);
     db.engine.shutdown().await;
     drop(db);
-    let error =
-        Engine::open_embedded(Environment::system(), dir.path(), EngineOptions { buffer_pool_bytes: 0, ..options() });
-    let error = error.await.unwrap_err();
+    let options = EngineOptions { buffer_pool_bytes: 0, ..folders.options() };
+    let error = Engine::open_embedded(Environment::system(), folders.data.path(), options).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::InvalidArgument, "{error:?}");
 }
 

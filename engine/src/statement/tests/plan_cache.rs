@@ -185,7 +185,14 @@ async fn discarded_plans_are_made_again() {
     assert_eq!(db.rows("SELECT max(saved_micros) > 0 FROM system.plan_cache").await, ["true"]);
     db.run(&["DISCARD PLANS"]).await;
     assert!(!hits(&db, sql).await);
-    assert_eq!(db.code("DISCARD ALL").await, ErrorCode::NotSupported);
+    db.run(&[sql, "DISCARD ALL"]).await;
+    assert!(!hits(&db, sql).await);
+    let error = db.error("DISCARD TEMP").await;
+    assert_eq!(error.code(), ErrorCode::NotSupported);
+    assert!(error.hint_text().unwrap().contains("DISCARD BUFFERS"), "{error:?}");
+    let error = db.error("DISCARD FOO").await;
+    assert_eq!(error.code(), ErrorCode::SqlSyntax);
+    assert!(error.message().contains("PLANS, BUFFERS, or ALL"), "{error:?}");
 }
 
 /// Each run has its own bound of a minimum, its own rows of a join, and its own result of a subquery.

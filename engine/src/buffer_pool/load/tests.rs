@@ -1,0 +1,187 @@
+//! What storage nodes are asked for when the pool is filled.
+
+use std::ops::Range;
+
+use async_trait::async_trait;
+use aubade_catalog::NodeEntry;
+use aubade_catalog::snapshot::Table;
+use aubade_environment::TaskGroup;
+use aubade_proto::{
+    CallHeader, Epoch, NodeInfo, PutReceipt, ScanRequest, SegmentDescription, SegmentId, SegmentId as Id,
+};
+use aubade_storage_node::FragmentRunner;
+use bytes::Bytes;
+use futures::future::{join_all, select};
+use parking_lot::Mutex;
+
+use super::*;
+use crate::buffer_pool::BufferPoolPolicy;
+use crate::cluster::Member;
+use crate::memory_pool::Lender;
+use crate::statement::tests::Database;
+use crate::storage_client::{ScanStream, StorageClient, StorageClients};
+
+type Reads = Arc<Mutex<Vec<(SegmentId, Vec<Range<u64>>)>>>;
+
+/// The nodes of an engine; takes note of what is read there.
+#[derive(Debug)]
+struct Noting {
+    members: Vec<Arc<Member>>,
+    reads: Reads,
+}
+
+impl StorageClients for Noting {
+    fn client(&self, node: &NodeEntry) -> Result<Arc<dyn StorageClient>> {
+        let member = self.members.iter().find(|member| member.entry.id == node.id).unwrap();
+        Ok(Arc::new(NotingClient { member: Arc::clone(member), reads: Arc::clone(&self.reads) }))
+    }
+}
+
+#[derive(Debug)]
+struct NotingClient {
+    member: Arc<Member>,
+    reads: Reads,
+}
+
+fn refused() -> Error {
+    Error::internal("only ranges are read in these tests")
+}
+
+#[async_trait]
+impl StorageClient for NotingClient {
+    async fn read_ranges(&self, header: &CallHeader, id: Id, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        self.reads.lock().push((id, ranges.to_vec()));
+        // So that others find the load under way.
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        self.member.client.read_ranges(header, id, ranges).await
+    }
+
+    async fn scan(&self, _: ScanRequest) -> Result<ScanStream> {
+        Err(refused())
+    }
+
+    async fn info(&self, _: &CallHeader) -> Result<NodeInfo> {
+        Err(refused())
+    }
+
+    async fn put_segment(&self, _: &CallHeader, _: &SegmentDescription, _: Bytes) -> Result<PutReceipt> {
+        Err(refused())
+    }
+
+    async fn replicate_segment(&self, _: &CallHeader, _: &SegmentDescription, _: &[String]) -> Result<PutReceipt> {
+        Err(refused())
+    }
+
+    async fn list_segments(&self, _: &CallHeader, _: Option<Id>, _: usize) -> Result<(Vec<SegmentDescription>, bool)> {
+        Err(refused())
+    }
+
+    async fn delete_segments(&self, _: &CallHeader, _: &[Id]) -> Result<u64> {
+        Err(refused())
+    }
+
+    async fn seal(&self, _: &CallHeader) -> Result<Epoch> {
+        Err(refused())
+    }
+}
+
+/// A pool beside an engine, whose nodes it reads from.
+struct Filled {
+    cluster: Arc<Cluster>,
+    pool: Arc<BufferPool>,
+    table: Arc<Table>,
+    reads: Reads,
+}
+
+impl Filled {
+    async fn new(db: &Database) -> Self {
+        let (snapshot, reads) = (db.engine.snapshot().await.unwrap(), Reads::default());
+        let clients = Noting { members: db.engine.cluster().members(), reads: Arc::clone(&reads) };
+        let environment = db.engine.environment().clone();
+        let runner = FragmentRunner::new(Arc::clone(&environment.clock), 2, TaskGroup::new(), 0).unwrap();
+        let (pool, _) = BufferPool::new(16 << 20, BufferPoolPolicy::default(), None, Arc::new(runner));
+        let (clients, epoch) = (Arc::new(clients), db.engine.epoch());
+        let cluster = Cluster::new(environment, clients, &snapshot, epoch, None, Some(Arc::clone(&pool)));
+        let table = Arc::clone(snapshot.tables().next().unwrap());
+        Self { cluster: Arc::new(cluster), pool, table, reads }
+    }
+
+    /// As CACHE TABLE does it.
+    async fn cache(&self, columns: &[&str]) {
+        let columns: Vec<Arc<str>> = columns.iter().map(|name| Arc::from(*name)).collect();
+        let table = TableOfPool::from(self.table.as_ref());
+        let pinned = self.pool.pin(&table, &columns, self.table.row_count()).unwrap();
+        load_table(&self.cluster, &self.pool, &Arc::new(table), &self.table.segments, &columns).await.unwrap();
+        pinned.keep();
+    }
+
+    /// What was read of which segment, in order.
+    fn reads(&self) -> Vec<(SegmentId, Vec<Range<u64>>)> {
+        let mut reads = std::mem::take(&mut *self.reads.lock());
+        reads.sort_by_key(|(id, ranges)| (*id, ranges.first().map(|range| range.start)));
+        reads
+    }
+}
+
+async fn database() -> Database {
+    let db = Database::open().await;
+    let rows = "SELECT value AS a, value % 10 AS b, 'row ' || value AS c FROM generate_series(1, 1000)";
+    db.run(&[&format!("CREATE TABLE t AS {rows}"), &format!("INSERT INTO t {rows}"), &format!("INSERT INTO t {rows}")])
+        .await;
+    db
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_many_cache_at_once_is_fetched_once() {
+    let db = database().await;
+    let one = Filled::new(&db).await;
+    one.cache(&["a", "b"]).await;
+    let once = one.reads();
+    assert!(once.len() >= 3, "{once:?}");
+    let many = Filled::new(&db).await;
+    join_all((0..10).map(|_| many.cache(&["a", "b"]))).await;
+    assert_eq!(many.reads(), once);
+    // Those that want less ask for nothing either.
+    let mixed = Filled::new(&db).await;
+    join_all([mixed.cache(&["a", "b"]), mixed.cache(&["b"]), mixed.cache(&["a", "b"]), mixed.cache(&["a"])]).await;
+    assert_eq!(mixed.reads(), once);
+    db.engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_that_is_given_up_is_taken_over() {
+    let db = database().await;
+    let filled = Filled::new(&db).await;
+    let others = join_all((0..3).map(|_| filled.cache(&["a"])));
+    {
+        // Dropped once its first read is under way.
+        let begun = async {
+            while filled.reads.lock().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        select(filled.cache(&["a"]).boxed(), begun.boxed()).await;
+    }
+    others.await;
+    let held = filled.table.segments.iter().filter(|segment| filled.pool.holds(segment.id, &[Arc::from("a")]));
+    assert_eq!(held.count(), 3);
+    let names = [(filled.table.id, filled.table.name.clone())].into();
+    let lines = serde_json::to_value(filled.pool.lines(&names)).unwrap();
+    assert_eq!((&lines[0]["column_name"], &lines[0]["pinned"]), (&"a".into(), &true.into()), "{lines}");
+    db.engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_pinned_is_listed_when_it_has_given_way() {
+    let db = database().await;
+    let filled = Filled::new(&db).await;
+    filled.cache(&["a"]).await;
+    assert!(filled.pool.lend(16 << 20));
+    let names = [(filled.table.id, filled.table.name.clone())].into();
+    let lines = serde_json::to_value(filled.pool.lines(&names)).unwrap();
+    let line = (&lines[0]["column_name"], &lines[0]["segments"], &lines[0]["pinned"]);
+    assert_eq!(line, (&"a".into(), &0.into(), &true.into()), "{lines}");
+    db.engine.shutdown().await;
+}
