@@ -24,6 +24,7 @@ use aubade_catalog::Snapshot;
 use aubade_environment::Deadline;
 use aubade_planner::{KeptPlan, bind_snapshot, improve_error};
 use aubade_proto::{Error, Result};
+use datafusion::common::tree_node::TreeNode;
 use datafusion::error::DataFusionError;
 use datafusion::execution::{SessionState, TaskContext};
 use datafusion::logical_expr::{LogicalPlan, Statement as PlanStatement};
@@ -238,13 +239,24 @@ pub(crate) async fn describe(context: &StatementContext, statement: Statement, s
     let (schema, is_query) = match &plan {
         LogicalPlan::Statement(_) | LogicalPlan::Ddl(_) => (empty, false),
         LogicalPlan::Dml(_) | LogicalPlan::Copy(_) => (Arc::clone(plan.schema().inner()), false),
-        plan => (query::result_schema(context, plan, parameters.fields().is_empty())?, true),
+        plan => {
+            let is_query = !carries_out_a_change(plan).map_err(|error| context.improve(error))?;
+            (query::result_schema(context, plan, parameters.fields().is_empty())?, is_query)
+        }
     };
     let prepared = Prepared { sql, schema, parameters, is_query, basis };
     if is_kept {
         context.keep_description(&prepared);
     }
     Ok(prepared)
+}
+
+/// Whether a plan is an EXPLAIN ANALYZE of a statement that changes something.
+fn carries_out_a_change(plan: &LogicalPlan) -> Result<bool, DataFusionError> {
+    let LogicalPlan::Analyze(analyze) = plan else { return Ok(false) };
+    analyze.input.exists(|node| {
+        Ok(matches!(node, LogicalPlan::Dml(_) | LogicalPlan::Copy(_) | LogicalPlan::Ddl(_) | LogicalPlan::Statement(_)))
+    })
 }
 
 #[cfg(test)]

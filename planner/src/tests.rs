@@ -844,6 +844,17 @@ async fn aggregates_that_know_what_they_order_by_are_pushed() {
 }
 
 #[tokio::test]
+async fn what_an_aggregate_orders_by_has_to_be_pushable_too() {
+    for (sql, reason) in [
+        ("select first_value(id order by random()) from orders", "random gives another value each time"),
+        ("select first_value(id order by (select max(id) from customer) - id) from orders", "a subquery"),
+    ] {
+        let plan = explain(sql).await;
+        assert!(plan.contains(reason) && !plan.contains("aggregate="), "{sql}\n{plan}");
+    }
+}
+
+#[tokio::test]
 async fn guesses_of_few_rows_keep_no_aggregate_above_the_scan() {
     for sql in [
         "select count(*), sum(id) from orders where id = 5 and buyer = 3",

@@ -148,8 +148,9 @@ impl Handles {
         let id = self.environment.new_uuid();
         let ticket = Arc::new(IssuedTicket { runnable, early: Mutex::default() });
         if let Some(place) = place {
-            let early = EarlyRun::begin(&ticket.runnable, Arc::downgrade(&ticket), place, self.early_wait);
-            *ticket.early.lock() = Some(early);
+            // Under the lock: what takes the run back must find it.
+            let mut early = ticket.early.lock();
+            *early = Some(EarlyRun::begin(&ticket.runnable, Arc::downgrade(&ticket), place, self.early_wait));
         }
         self.tickets.get_or_insert(id, ticket);
         Bytes::copy_from_slice(id.as_bytes())

@@ -171,6 +171,11 @@ async fn a_statement_with_effects_runs_at_do_get_and_once() {
     assert_eq!(error_of(again).code(), ErrorCode::HandleNotFound);
     assert_eq!(client.execute_update("INSERT INTO t VALUES (1), (2)".to_owned(), None).await.unwrap(), 2);
     assert_eq!(number(&mut client, "SELECT sum(a) FROM t").await, 3);
+    let info = client.execute("EXPLAIN ANALYZE INSERT INTO t VALUES (4)".to_owned(), None).await.unwrap();
+    assert_eq!(number(&mut client, "SELECT sum(a) FROM t").await, 3);
+    client.do_get(ticket(&info)).await.unwrap().try_collect::<Vec<_>>().await.unwrap();
+    assert_eq!(number(&mut client, "SELECT sum(a) FROM t").await, 7);
+    assert_eq!(error_of(client.do_get(ticket(&info)).await.unwrap_err()).code(), ErrorCode::HandleNotFound);
     server.stop().await;
 }
 

@@ -122,7 +122,9 @@ impl Pushable {
         if !function.order_bys().is_empty() && !takes_any_order {
             return Some(Refusal::new(Reason::OrderedAggregate, format!("{name} needs its rows in an order")));
         }
-        if let Some(refusal) = function.expressions().iter().find_map(|part| self.check_kinds(part, config).err()) {
+        let keys = function.order_bys().iter().map(|key| &key.expr);
+        let mut parts = function.expressions().into_iter().chain(keys.cloned());
+        if let Some(refusal) = parts.find_map(|part| self.check_kinds(&part, config).err()) {
             return Some(refusal);
         }
         match self.aggregates.get(name) {
