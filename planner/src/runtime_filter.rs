@@ -8,8 +8,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use aubade_proto::{Fragment, Result};
+use datafusion::common::ScalarValue;
 use datafusion::common::config::ConfigOptions;
-use datafusion::physical_expr::expressions::DynamicFilterPhysicalExpr;
+use datafusion::physical_expr::expressions::{DynamicFilterPhysicalExpr, Literal};
 use datafusion::physical_expr::{PhysicalExpr, split_conjunction};
 use parking_lot::Mutex;
 
@@ -74,7 +75,13 @@ impl RuntimeFilter {
         let Some(dynamic) = dynamic else { return Vec::new() };
         let (Ok(current), Some(pushable)) = (dynamic.current(), pushable) else { return Vec::new() };
         let conjuncts = split_conjunction(&current).into_iter();
+        // Before there are rows it is `true`.
+        let says_something = |conjunct: &&Arc<dyn PhysicalExpr>| {
+            let literal = conjunct.downcast_ref::<Literal>();
+            literal.is_none_or(|literal| *literal.value() != ScalarValue::Boolean(Some(true)))
+        };
         conjuncts
+            .filter(says_something)
             .filter(|conjunct| pushable.check_filter(conjunct, fragment.scan_schema(), config).is_ok())
             .map(|conjunct| (Arc::clone(conjunct), 0))
             .collect()
