@@ -317,7 +317,8 @@ def test_a_load_without_its_quorum_leaves_nothing(start):
     with pytest.raises(Exception, match="QUORUM_UNAVAILABLE"):
         load(cluster, LOAD_BATCHES - 5, kill)
     refused(cluster, "select * from cut", "TABLE_NOT_FOUND")
-    eventually("the living node has deleted its part", lambda: not segments(cluster, 2))
+    # What was on its way when the node was told to delete it waits for the collection of orphans.
+    eventually("the living node has deleted its part", lambda: not segments(cluster, 2), timeout=100)
     for index in (0, 1):
         assert segments(cluster, index), "what a dead node holds is an orphan"
         cluster.restart_node(index)
