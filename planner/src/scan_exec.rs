@@ -158,7 +158,7 @@ impl StorageScanExec {
         let rows_kept = segments.rows(&target, &segments.kept);
         let partition_count = segments.shares.len();
         let Estimate { statistics, equivalence } =
-            estimate(&target, &fragment, selectivity, rows_kept, segments.whole(&target, &fragment), partition_count)?;
+            estimate(&target, &fragment, selectivity, rows_kept, None, partition_count)?;
         let partitioning = Partitioning::UnknownPartitioning(partition_count);
         let properties =
             PlanProperties::new(equivalence, partitioning, EmissionType::Incremental, Boundedness::Bounded)
@@ -318,9 +318,7 @@ impl StorageScanExec {
     pub(crate) fn promises_no_more_than_filter(&self) -> Result<bool> {
         let (schema, filter) = (self.fragment.scan_schema(), self.fragment.filter());
         let Some(filter) = filter else { return Ok(true) };
-        // Not even where a reduction hides it: rules may have known it before there was one.
-        let is_whole = self.segments.whole(&self.target, &self.fragment).is_some();
-        if is_whole || self.statistics.num_rows.is_exact() == Some(true) {
+        if self.statistics.num_rows.is_exact() == Some(true) {
             return Ok(false);
         }
         let columns = schema.fields().iter().enumerate().map(|(index, field)| ProjectionColumn {
@@ -342,6 +340,22 @@ impl StorageScanExec {
         let mut constants =
             estimate.equivalence.constants().into_iter().filter(|constant| !constant.expr.is::<Literal>());
         Ok(constants.all(|constant| equal.contains(&&constant.expr)))
+    }
+
+    /// The scan with exact statistics, where its filter leaves out no row of the segments that it reads; `None` elsewhere.
+    /// Only for an aggregate directly above that they may answer: any other plan has to do for other values of the filter.
+    ///
+    /// # Errors
+    /// When the filter does not fit.
+    pub(crate) fn with_exact_statistics(&self) -> Result<Option<Self>> {
+        if self.fragment.limit().is_some() || self.fragment.reduction().is_some() {
+            return Ok(None);
+        }
+        let Some(whole) = self.segments.whole(&self.target, &self.fragment) else { return Ok(None) };
+        let rows_kept = self.segments.rows(&self.target, &self.segments.kept);
+        let partitions = self.segments.shares.len();
+        let exact = estimate(&self.target, &self.fragment, self.selectivity, rows_kept, Some(whole), partitions)?;
+        Ok(Some(Self { statistics: Arc::new(exact.statistics), ..self.clone() }))
     }
 
     /// The scan as one that shares what it gives with others.

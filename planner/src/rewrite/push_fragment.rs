@@ -7,10 +7,12 @@ use aubade_proto::ProjectionColumn;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::error::Result;
+use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
 use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_expr::{PhysicalExpr, conjunction, split_conjunction};
 use datafusion::physical_expr_common::physical_expr::fmt_sql;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
+use datafusion::physical_plan::aggregates::AggregateExec;
 use datafusion::physical_plan::execution_plan::replace_children_if_necessary;
 use datafusion::physical_plan::filter::{FilterExec, FilterExecBuilder};
 use datafusion::physical_plan::limit::{GlobalLimitExec, LocalLimitExec};
@@ -301,6 +303,16 @@ fn scan_below(node: &Arc<dyn ExecutionPlan>) -> Option<&StorageScanExec> {
     node.children().into_iter().next().and_then(|child| child.downcast_ref::<StorageScanExec>())
 }
 
+/// Whether statistics may tell all that an aggregate asks.
+fn asks_statistics(aggregate: &AggregateExec) -> bool {
+    let told = |function: &Arc<AggregateFunctionExpr>| {
+        matches!(function.fun().name(), "count" | "min" | "max") && !function.is_distinct()
+    };
+    aggregate.group_expr().is_empty()
+        && aggregate.filter_expr().iter().all(Option::is_none)
+        && aggregate.aggr_expr().iter().all(told)
+}
+
 /// What an operator directly above a scan is called when it stays on the coordinator. Aggregates and the first rows of
 /// an order are looked at by another rule.
 fn operator(node: &Arc<dyn ExecutionPlan>) -> Option<(&'static str, Reason)> {
@@ -359,6 +371,10 @@ impl PhysicalOptimizerRule for PushFragment {
                 return Ok(Transformed::yes(below));
             }
             let Some(scan) = scan else { return note_operator(node) };
+            if node.downcast_ref::<AggregateExec>().is_some_and(asks_statistics) {
+                let Some(exact) = scan.with_exact_statistics()? else { return Ok(Transformed::no(node)) };
+                return replace_children_if_necessary(node, vec![Arc::new(exact)]).map(Transformed::yes);
+            }
             match node.downcast_ref::<FilterExec>() {
                 Some(filter) => self.absorb_filter(&scan, filter, config).map(Transformed::yes),
                 None if is_limit(&node) => absorb_limit(node, &scan),
