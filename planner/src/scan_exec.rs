@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use arrow::datatypes::SchemaRef;
@@ -74,8 +74,6 @@ struct Segments {
     kept: Vec<usize>,
     /// `kept`, shared out over the partitions.
     shares: Vec<Vec<usize>>,
-    /// Of the kept ones, where the filter leaves none of their rows out; found out when first asked for.
-    whole: OnceLock<Option<Statistics>>,
 }
 
 impl Segments {
@@ -84,21 +82,7 @@ impl Segments {
         let kept = prune_segments(statistics, fragment.scan_schema(), fragment.filter());
         let rows = |index: usize| target.table.segments.get(index).map_or(0, |segment| segment.rows);
         let shares = share_segments(&kept, rows, target.partitions_max);
-        Self { kept, shares, whole: OnceLock::new() }
-    }
-
-    /// Of the kept ones, where the filter of the fragment leaves none of their rows out.
-    fn whole(&self, target: &ScanTarget, fragment: &Fragment) -> Option<&Statistics> {
-        let find = || {
-            let (statistics, filter) = (&target.table.statistics, fragment.filter()?);
-            if self.kept.is_empty() || !passes_whole(statistics, fragment.scan_schema(), filter, &self.kept) {
-                return None;
-            }
-            let of_kept = statistics.of_segments(&self.kept);
-            of_kept.inspect_err(|error| tracing::warn!(%error, "no statistics of some segments")).ok()
-        };
-        let summary = || find().map(|of_kept| of_kept.to_datafusion());
-        self.whole.get_or_init(summary).as_ref()
+        Self { kept, shares }
     }
 
     fn rows(&self, target: &ScanTarget, segments: &[usize]) -> u64 {
@@ -197,6 +181,13 @@ impl StorageScanExec {
     /// What runs at storage nodes.
     pub fn fragment(&self) -> &Arc<Fragment> {
         &self.fragment
+    }
+
+    /// Which column of the table an expression over the projected rows is, where it is nothing but one.
+    pub(crate) fn table_column(&self, expression: &Arc<dyn PhysicalExpr>) -> Option<usize> {
+        let read = &self.fragment.projection().get(expression.downcast_ref::<Column>()?.index())?.expression;
+        let field = self.fragment.scan_schema().fields().get(read.downcast_ref::<Column>()?.index())?;
+        self.target.table.schema.index_of(field.name()).ok()
     }
 
     /// Who runs it.
@@ -346,15 +337,18 @@ impl StorageScanExec {
     /// Only for an aggregate directly above that they may answer: any other plan has to do for other values of the filter.
     ///
     /// # Errors
-    /// When the filter does not fit.
+    /// When the filter or the segments do not fit.
     pub(crate) fn with_exact_statistics(&self) -> Result<Option<Self>> {
-        if self.fragment.limit().is_some() || self.fragment.reduction().is_some() {
+        let (fragment, kept, statistics) = (&self.fragment, &self.segments.kept, &self.target.table.statistics);
+        let Some(filter) = fragment.filter() else { return Ok(None) };
+        let is_more = fragment.limit().is_some() || fragment.reduction().is_some();
+        if is_more || kept.is_empty() || !passes_whole(statistics, fragment.scan_schema(), filter, kept) {
             return Ok(None);
         }
-        let Some(whole) = self.segments.whole(&self.target, &self.fragment) else { return Ok(None) };
-        let rows_kept = self.segments.rows(&self.target, &self.segments.kept);
+        let whole = statistics.of_segments(kept)?.to_datafusion();
+        let rows_kept = self.segments.rows(&self.target, kept);
         let partitions = self.segments.shares.len();
-        let exact = estimate(&self.target, &self.fragment, self.selectivity, rows_kept, Some(whole), partitions)?;
+        let exact = estimate(&self.target, fragment, self.selectivity, rows_kept, Some(&whole), partitions)?;
         Ok(Some(Self { statistics: Arc::new(exact.statistics), ..self.clone() }))
     }
 
@@ -489,13 +483,8 @@ impl StorageScanExec {
     /// `segments` in the order in which they may have the first rows, where these are all that is wanted.
     fn in_order_of_first_rows(&self, segments: Vec<usize>) -> Vec<usize> {
         let sort = self.fragment.reduction().and_then(|reduction| reduction.plan().downcast_ref::<SortExec>());
-        let read = sort.map(|sort| sort.expr().first()).and_then(|key| {
-            let column = key.expr.downcast_ref::<Column>()?;
-            let read = &self.fragment.projection().get(column.index())?.expression;
-            let field = self.fragment.scan_schema().fields().get(read.downcast_ref::<Column>()?.index())?;
-            Some((self.target.table.schema.index_of(field.name()).ok()?, key.options))
-        });
-        match read {
+        let first = sort.map(|sort| sort.expr().first());
+        match first.and_then(|key| Some((self.table_column(&key.expr)?, key.options))) {
             Some((column, order)) => in_order_of(&self.target.table.statistics, column, order, segments),
             None => segments,
         }

@@ -186,12 +186,8 @@ fn states(aggregate: &AggregateExec, reduction: &Reduction) -> Vec<Option<Projec
 /// Which groups must be sent in any case, as a predicate over the states, if there are such; nothing where no key keeps
 /// groups together.
 fn exempt_groups(scan: &StorageScanExec, partial: &AggregateExec) -> Result<Option<Option<Arc<dyn PhysicalExpr>>>> {
-    let fragment = scan.fragment();
     for (index, (key, name)) in partial.group_expr().expr().iter().enumerate() {
-        let projected = key.downcast_ref::<Column>().and_then(|key| fragment.projection().get(key.index()));
-        let Some(read) = projected.and_then(|output| output.expression.downcast_ref::<Column>()) else { continue };
-        let field = fragment.scan_schema().fields().get(read.index());
-        let Some(column) = field.and_then(|field| scan.table().schema.index_of(field.name()).ok()) else { continue };
+        let Some(column) = scan.table_column(key) else { continue };
         let Some(shared) = SharedKeys::of(&scan.table().statistics, column, scan.kept_segments())? else { continue };
         let key: Arc<dyn PhysicalExpr> = Arc::new(Column::new(name, index));
         return Ok(Some(shared.predicate(&key)));

@@ -293,13 +293,8 @@ fn costs_more(aggregate: &AggregateExec, scan: &StorageScanExec) -> Result<Optio
 /// About how many states the segments of a scan have together, of so many rows and groups in all: each has its own, as
 /// many as it has rows at most, and as many as it has different values of the grouping columns.
 fn states_of_segments(group: &PhysicalGroupBy, scan: &StorageScanExec, rows: f64, groups: f64) -> f64 {
-    let fragment = scan.fragment();
     let statistics = &scan.table().statistics;
-    let columns = group.expr().iter().map(|(key, _)| {
-        let read = &fragment.projection().get(key.downcast_ref::<Column>()?.index())?.expression;
-        let field = fragment.scan_schema().fields().get(read.downcast_ref::<Column>()?.index())?;
-        statistics.columns().get(scan.table().schema.index_of(field.name()).ok()?)
-    });
+    let columns = group.expr().iter().map(|(key, _)| statistics.columns().get(scan.table_column(key)?));
     let columns = columns.collect::<Option<Vec<_>>>();
     let count = |counts: &UInt64Array, segment: usize| {
         (segment < counts.len() && counts.is_valid(segment)).then(|| counts.value(segment) as f64)
