@@ -20,7 +20,7 @@ sys.path[1:1] = [str(ROOT / "tests" / "clients"), str(ROOT / "benches" / "peers"
 
 import adbc_driver_flightsql.dbapi  # noqa: E402
 
-from cluster import NO_POOL, Cluster, run as run_binary  # noqa: E402
+from cluster import NO_CACHES, Cluster, run as run_binary  # noqa: E402
 from records import HeaderRecorder, action, connect, read, statement  # noqa: E402
 
 
@@ -91,7 +91,7 @@ class QuietCluster(Cluster):
     """A cluster that does nothing in the background and keeps no columns and no results: each run does all of its work."""
 
     def __init__(self, *arguments, **options):
-        super().__init__(*arguments, serve_arguments=NO_POOL, **options)
+        super().__init__(*arguments, serve_arguments=NO_CACHES, **options)
 
     def start_node(self, index, *options):
         return super().start_node(index, "--scrub-rate", "0", "--fragment-cache", "0", *options)

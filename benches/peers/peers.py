@@ -53,7 +53,9 @@ def arguments():
     parser.add_argument("--copies", type=int, default=6, help="replicas of every segment")
     parser.add_argument("--memory-limit", default="8GiB", help="of the coordinator")
     parser.add_argument(
-        "--fragment-cache", default="0", help="results of fragments that each storage node keeps, as 64MiB (default: none)"
+        "--fragment-cache",
+        default="0",
+        help="results of fragments that the coordinator and each storage node keep, as 64MiB (default: none)",
     )
     parser.add_argument("--buffer-pool", default="0", help="of the coordinator, as 8GiB: all tables are in it (default: none)")
     parser.add_argument("--work-dir", type=pathlib.Path, help="keep the data here (default: a temporary folder)")
@@ -71,7 +73,7 @@ def numbers(text):
 
 
 class BenchCluster(Cluster):
-    """A cluster whose nodes keep as many results of fragments as they are told."""
+    """A cluster whose storage nodes keep as many results of fragments as they are told."""
 
     def __init__(self, *arguments, fragment_cache, **options):
         self.fragment_cache = fragment_cache
@@ -247,7 +249,10 @@ def run(options, folder):
         folder / "cluster",
         options.nodes,
         options.copies,
-        serve_arguments=("--memory-limit", options.memory_limit, "--buffer-pool", options.buffer_pool),
+        serve_arguments=(
+            *("--memory-limit", options.memory_limit, "--buffer-pool", options.buffer_pool),
+            *("--fragment-cache", options.fragment_cache),
+        ),
         fragment_cache=options.fragment_cache,
     )
     workers = {}

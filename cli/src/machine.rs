@@ -74,6 +74,11 @@ pub(crate) struct MachineArguments {
     /// What the buffer pool keeps: what saves most for its bytes, or for comparison what was used most often
     #[arg(long, value_name = "POLICY", value_enum, default_value_t = PolicyArgument::Weighted)]
     buffer_pool_policy: PolicyArgument,
+
+    /// Results of aggregates over the segments of a table that are kept for the next time, beside the memory limit; 0
+    /// for none [default: 64MiB]
+    #[arg(long, value_name = "SIZE")]
+    fragment_cache: Option<ByteSize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -119,6 +124,7 @@ impl MachineArguments {
                 PolicyArgument::Weighted => BufferPoolPolicy::Weighted,
                 PolicyArgument::Lfu => BufferPoolPolicy::LeastFrequentlyUsed,
             },
+            fragment_cache_bytes: self.fragment_cache.map(|size| size.0),
             ..options
         })
     }

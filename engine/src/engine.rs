@@ -33,7 +33,7 @@ use aubade_catalog::store::{LocalStore, MemoryStore};
 use aubade_catalog::{Action, ClusterUrl, Commit, Manifest, ManifestStore, NodeEntry, Quorum, Snapshot};
 use aubade_environment::tasks::run_blocking;
 use aubade_environment::{Environment, FileLock, MemoryFiles, TaskGroup};
-use aubade_planner::{ScanTask, TableAccess};
+use aubade_planner::{ResultStore, ScanTask, TableAccess};
 use aubade_proto::{
     ClusterId, Epoch, Error, ErrorCode, RelationId, Result, ResultExt, SegmentId, TransactionId, Version,
 };
@@ -51,7 +51,8 @@ use rayon::ThreadPool;
 use crate::buffer_pool::{BufferPool, BufferPoolDisk, BufferPoolPolicy, DiskTier, Loader};
 use crate::cluster::Cluster;
 use crate::file_policy::{FileAccess, PolicyObjectStores};
-use crate::limits::{BUFFER_POOL_RESULTS_PART, CONTROL_TIMEOUT};
+use crate::fragment_results::FragmentResults;
+use crate::limits::{BUFFER_POOL_RESULTS_PART, CONTROL_TIMEOUT, FRAGMENT_CACHE_BYTES};
 use crate::memory_pool::{HeadroomPool, Lender};
 use crate::plan_cache::PlanCache;
 use crate::query::QueryLog;
@@ -89,6 +90,8 @@ pub struct EngineOptions {
     pub buffer_pool_policy: BufferPoolPolicy,
     /// A second tier of the buffer pool, which lives through a restart; `None`: there is none.
     pub buffer_pool_disk: Option<BufferPoolDisk>,
+    /// Memory for results of fragments, bytes, beside the memory limit; 0: none are kept. `None`: 64 MiB.
+    pub fragment_cache_bytes: Option<u64>,
 }
 
 impl EngineOptions {
@@ -116,6 +119,7 @@ struct Inner {
     encode_pool: Arc<ThreadPool>,
     queries: QueryLog,
     plans: PlanCache,
+    results: Option<Arc<FragmentResults>>,
     /// What sessions start with.
     template: OnceLock<Arc<Template>>,
     tasks: TaskGroup,
@@ -241,6 +245,7 @@ impl Engine {
             .thread_name(|index| format!("encode-{index}"))
             .build()
             .context(ErrorCode::Internal, || "the threads for encoding could not be started".to_owned())?;
+        let result_bytes_max = options.fragment_cache_bytes.unwrap_or(FRAGMENT_CACHE_BYTES);
         let inner = Inner {
             runtime: runtime_env(&options, pool.clone())?,
             cpu: CpuRuntime::start(threads)?,
@@ -252,6 +257,7 @@ impl Engine {
             encode_pool: Arc::new(encode_pool),
             queries: QueryLog::default(),
             plans: PlanCache::default(),
+            results: (result_bytes_max > 0).then(|| Arc::new(FragmentResults::new(result_bytes_max))),
             template: OnceLock::new(),
             tasks,
             in_flight: Mutex::default(),
@@ -321,6 +327,11 @@ impl Engine {
             }
         }
         Ok(status)
+    }
+
+    /// The results of fragments that are kept, if any are to be.
+    pub(crate) fn results(&self) -> Option<&Arc<FragmentResults>> {
+        self.0.results.as_ref()
     }
 
     /// The records of recent queries.
@@ -476,6 +487,10 @@ impl Engine {
 impl TableAccess for Engine {
     fn scan(&self, task: ScanTask, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         fanout::scan(Arc::clone(&self.0.cluster), task, &context)
+    }
+
+    fn kept_results(&self) -> Option<Arc<dyn ResultStore>> {
+        self.0.results.clone().map(|results| results as Arc<dyn ResultStore>)
     }
 
     fn system_tables(&self) -> &'static [&'static str] {

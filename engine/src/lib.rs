@@ -10,6 +10,7 @@ pub mod engine;
 mod fanout;
 pub mod file_policy;
 pub mod flight;
+mod fragment_results;
 mod limits;
 mod maintenance;
 mod memory_pool;

@@ -73,6 +73,10 @@ pub(crate) const BUFFER_POOL_DISK_WORK: usize = 4;
 pub(crate) const BUFFER_POOL_DISK_PAUSE: Duration = Duration::from_secs(60);
 /// Pause between two looks at whether they have.
 pub(crate) const BUFFER_POOL_IDLE_LOOK: Duration = Duration::from_millis(20);
+/// Memory for results of fragments, unless the options say otherwise.
+pub(crate) const FRAGMENT_CACHE_BYTES: u64 = 64 << 20;
+/// Weight that a kept result of a fragment has at least, for its place in the cache.
+pub(crate) const FRAGMENT_RESULT_BYTES_MIN: usize = 256;
 /// The part of the buffer pool that results of fragments over its columns may take.
 pub(crate) const BUFFER_POOL_RESULTS_PART: usize = 16;
 /// Bytes that cross a wire of 1 Gbit/s in a microsecond: what bytes cost beside time at storage.

@@ -19,9 +19,9 @@ const SORT_MERGE: &str = "ExternalSorterMerge[";
 /// The consumer of an exchange between partitions: it can spill, and holds next to nothing as long as rows are read.
 const EXCHANGE: &str = "RepartitionExec[";
 /// Consumers that go on another way when they are refused, and say of themselves that they cannot spill: joins that
-/// spill, rows that need not be shared or sent.
-const CONTENT_WITH_LESS: [&str; 4] =
-    ["NestedLoopJoinLoad[", "SMJStream[", OPTIONAL_CONSUMERS[0], OPTIONAL_CONSUMERS[1]];
+/// spill, rows that need not be shared, sent or kept.
+const CONTENT_WITH_LESS: [&str; 5] =
+    ["NestedLoopJoinLoad[", "SMJStream[", OPTIONAL_CONSUMERS[0], OPTIONAL_CONSUMERS[1], OPTIONAL_CONSUMERS[2]];
 
 /// Whoever can do with less memory, for as long as queries would fail without it.
 pub(crate) trait Lender: fmt::Debug + Send + Sync {

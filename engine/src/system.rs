@@ -39,6 +39,11 @@ fn metrics(engine: &Engine) -> Vec<Metric> {
     metrics.push(Metric::new("memory_limit_bytes", count(limit), "memory that queries may use together"));
     metrics.push(Metric::new("memory_reserved_bytes", count(pool.reserved()), "memory that queries use now"));
     metrics.push(Metric::new("plan_cache_misses", engine.plans().misses(), "queries whose plan was not kept yet"));
+    if let Some(results) = engine.results() {
+        let (bytes, count) = (results.bytes(), results.count());
+        metrics.push(Metric::new("fragment_cache_bytes", bytes, "memory that kept results of fragments take"));
+        metrics.push(Metric::new("fragment_cache_results", count, "results of fragments that are kept"));
+    }
     if let Some(pool) = engine.cluster().buffer_pool() {
         let (bytes_max, bytes) = (count(pool.bytes_max()), count(pool.bytes()));
         metrics.push(Metric::new("buffer_pool_limit_bytes", bytes_max, "memory that decoded columns may take"));

@@ -10,6 +10,7 @@ use datafusion::catalog::TableProvider;
 use datafusion::datasource::sink::DataSink;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 
+use crate::kept_results::ResultStore;
 use crate::runtime_filter::RuntimeFragment;
 use crate::scan_metrics::ScanMetrics;
 
@@ -32,6 +33,11 @@ pub trait TableAccess: Debug + Send + Sync {
     /// When what it tells cannot be gathered.
     fn system_table(&self, _name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
         Ok(None)
+    }
+
+    /// Where results of fragments are kept; `None` where they are not.
+    fn kept_results(&self) -> Option<Arc<dyn ResultStore>> {
+        None
     }
 
     /// Where the rows of `INSERT INTO table` go: one transaction, which commits at the end of `write_all`.

@@ -39,7 +39,10 @@ use futures::future::{BoxFuture, Shared, poll_fn};
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
 
+use crate::kept_results::KeptResult;
+use crate::options::fragment_cache_enabled;
 use crate::pass_through::{has_no_expressions, has_properties_of, only_child, passes_through};
+use crate::result_key::ResultKey;
 use crate::scan_exec::StorageScanExec;
 
 /// Holds the rows that are sent to nodes.
@@ -184,6 +187,8 @@ enum Place {
         Arc<StorageScanExec>,
         #[expect(dead_code, reason = "held as long as the build sides are")] Arc<MemoryReservation>,
     ),
+    /// Nowhere: what the joins leave of each segment is kept.
+    Kept(Arc<KeptResult>),
     Coordinator,
 }
 
@@ -256,6 +261,12 @@ async fn decide(
     if gathers.len() != reduction.build_schemas().len() {
         return Err(internal_datafusion_err!("a broadcast join lacks a place where its build side is gathered"));
     }
+    let scan = spine(local).find_map(|node| node.downcast_ref::<StorageScanExec>());
+    let scan = scan.ok_or_else(|| internal_datafusion_err!("a broadcast join has no scan below it"))?;
+    let result_key = result_key(local, scan, &reduction, &gathers, context)?;
+    if let Some(kept) = result_key.and_then(|key| scan.kept_result(key, &reduction, context)) {
+        return Ok(Place::Kept(kept));
+    }
     let mut rows_made = 1_usize;
     // From the highest on, as when the joins run here: its keys cut down what is below.
     for (join, gather) in &gathers {
@@ -279,12 +290,28 @@ async fn decide(
         // They are held in one piece now.
         gather.gathered.partitions.lock().clear();
     }
-    let scan = spine(local).find_map(|node| node.downcast_ref::<StorageScanExec>());
-    let scan = scan.ok_or_else(|| internal_datafusion_err!("a broadcast join has no scan below it"))?;
     count("broadcast_rows", builds.iter().map(RecordBatch::num_rows).sum());
     count("broadcast_bytes", reservation.size());
-    let scan = scan.with_joins(reduction.with_builds(builds)?)?;
+    let scan = scan.with_joins(reduction.with_builds(builds)?, result_key)?;
     Ok(Place::Storage(Arc::new(scan), Arc::new(reservation)))
+}
+
+/// By which what the joins leave of segments is kept; `None` where it is not.
+fn result_key(
+    local: &Arc<dyn ExecutionPlan>,
+    scan: &StorageScanExec,
+    reduction: &Reduction,
+    gathers: &[(&HashJoinExec, &GatherExec)],
+    context: &TaskContext,
+) -> Result<Option<ResultKey>> {
+    let config = context.session_config().options();
+    if !fragment_cache_enabled(config) || scan.access().kept_results().is_none() {
+        return Ok(None);
+    }
+    let builds = reduction.build_schemas().into_iter().map(RecordBatch::new_empty).collect();
+    let fragment = scan.fragment().with_reduction(reduction.with_builds(builds)?)?;
+    let builds: Vec<_> = gathers.iter().map(|(_, gather)| &gather.input).collect();
+    Ok(ResultKey::of_joins(scan.table().id, &fragment, &builds, local, config))
 }
 
 /// How many rows a join makes of a row of its probe side at most, but for rare collisions of hashes.
@@ -349,7 +376,13 @@ impl ExecutionPlan for BroadcastExec {
                 Place::Storage(scan, _) if partition < scan.properties().output_partitioning().partition_count() => {
                     scan.execute(partition, context)
                 }
-                Place::Storage(..) => Ok(Box::pin(EmptyRecordBatchStream::new(empty)) as SendableRecordBatchStream),
+                Place::Kept(kept) if partition == 0 => {
+                    let kept = stream::iter(kept.batches.clone().into_iter().map(Ok));
+                    Ok(Box::pin(RecordBatchStreamAdapter::new(empty, kept)) as SendableRecordBatchStream)
+                }
+                Place::Storage(..) | Place::Kept(_) => {
+                    Ok(Box::pin(EmptyRecordBatchStream::new(empty)) as SendableRecordBatchStream)
+                }
                 Place::Coordinator => local.execute(partition, context),
             }
         };

@@ -247,6 +247,11 @@ impl JoinKeysExec {
     pub(crate) fn new(input: Arc<dyn ExecutionPlan>, keys: Arc<JoinKeys>) -> Self {
         Self { input, keys }
     }
+
+    /// What it notes.
+    pub(crate) fn keys(&self) -> &Arc<JoinKeys> {
+        &self.keys
+    }
 }
 
 impl DisplayAs for JoinKeysExec {

@@ -58,6 +58,8 @@ pub mod generic_plan;
 mod group_ranges;
 mod join_keys;
 pub mod kept_plan;
+pub mod kept_results;
+mod kept_states;
 mod key_codes;
 pub mod opaque;
 pub mod options;
@@ -65,6 +67,7 @@ mod pass_through;
 pub mod pipeline;
 pub mod prune;
 pub mod refusal;
+pub mod result_key;
 pub mod rewrite;
 pub mod runtime_filter;
 pub mod scan_exec;
@@ -76,7 +79,7 @@ pub mod table;
 pub mod template;
 
 /// Consumers of memory that do without when they are refused.
-pub const OPTIONAL_CONSUMERS: [&str; 2] = [broadcast::CONSUMER, shared_scan::CONSUMER];
+pub const OPTIONAL_CONSUMERS: [&str; 3] = [broadcast::CONSUMER, kept_results::CONSUMER, shared_scan::CONSUMER];
 
 pub use access::{ScanTask, TableAccess};
 pub use binding::{Binding, Values};
@@ -85,11 +88,13 @@ pub use embedded::{FragmentInfo, PlannedQuery, Planner, PlannerOptions, storage_
 pub use errors::improve_error;
 pub use generic_plan::GenericPlan;
 pub use kept_plan::KeptPlan;
+pub use kept_results::{KeptResult, ResultStore};
 pub use opaque::Opaque;
 pub use options::{
     AubadeOptions, Pushdown, buffer_pool_enabled, fragment_cache_enabled, plan_cache_enabled, wire_encoding_enabled,
 };
 pub use refusal::{NotPushed, Reason, Refusal};
+pub use result_key::ResultKey;
 pub use runtime_filter::RuntimeFragment;
 pub use scan_exec::StorageScanExec;
 pub use scan_metrics::{NodeCounters, ScanMetrics};

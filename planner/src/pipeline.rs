@@ -9,8 +9,8 @@ use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::physical_plan::ExecutionPlan;
 
 use crate::rewrite::{
-    BroadcastJoins, CodeGroupKeys, CollectJoinKeys, PushFragment, PushHaving, PushReduction, Pushable, ShareScans,
-    SmallerBuildSides, UnorderedGroupingSets, YieldingJoins,
+    BroadcastJoins, CodeGroupKeys, CollectJoinKeys, KeepStates, PushFragment, PushHaving, PushReduction, Pushable,
+    ShareScans, SmallerBuildSides, UnorderedGroupingSets, YieldingJoins,
 };
 
 pub(crate) type Rule = Arc<dyn PhysicalOptimizerRule + Send + Sync>;
@@ -45,6 +45,7 @@ impl Pipeline {
         rules.push(Arc::new(CollectJoinKeys::new(Arc::clone(&pushable))));
         rules.push(Arc::new(BroadcastJoins::new(pushable)));
         rules.push(Arc::new(CodeGroupKeys));
+        rules.push(Arc::new(KeepStates));
         rules.push(Arc::new(YieldingJoins));
         let others = rules.iter().skip(linking).filter(|rule| !is_check(rule));
         Self { linking: others.cloned().collect(), first: linking, rules }
@@ -70,7 +71,8 @@ pub(crate) fn is_check(rule: &Rule) -> bool {
 /// `CombinePartialFinalAggregate` makes one of them. [`PushHaving`] follows it.
 ///
 /// [`ShareScans`] and then [`CollectJoinKeys`] come after the last `FilterPushdown`, which links joins and scans, and
-/// [`BroadcastJoins`] after them. [`CodeGroupKeys`] groups by codes what these have left to the coordinator.
+/// [`BroadcastJoins`] after them. [`CodeGroupKeys`] groups by codes what these have left to the coordinator, and
+/// [`KeepStates`] keeps what is grouped there.
 ///
 /// [`YieldingJoins`] comes last, since other rules look for joins directly below an operator.
 pub fn physical_optimizer_rules() -> Rules {
@@ -122,8 +124,8 @@ mod tests {
         assert_eq!(position("join_selection") + 1, position("SmallerBuildSides"));
         assert_eq!(position("PushReduction") + 1, position("PushHaving"));
         assert_eq!(position("PushHaving") + 1, position("CombinePartialFinalAggregate"));
-        let ours = ["ShareScans", "CollectJoinKeys", "BroadcastJoins", "CodeGroupKeys", "YieldingJoins"];
-        assert_eq!(names[names.len() - 5..], ours);
+        let ours = ["ShareScans", "CollectJoinKeys", "BroadcastJoins", "CodeGroupKeys", "KeepStates", "YieldingJoins"];
+        assert_eq!(names[names.len() - 6..], ours);
         let last: Vec<_> = last_rules().iter().map(|rule| rule.name()).collect();
         assert_eq!(last[..3], ["FilterPushdown(Post)", "SanityCheckPlan", "ShareScans"]);
         assert_eq!(first_rules().len() + last.len(), rules.len());

@@ -49,6 +49,12 @@ impl RuntimeFilter {
         self.dynamic.as_ref()?.expression_id()
     }
 
+    /// Whether it comes from one of the joins with these keys, or of the operators that fill filters of these ids.
+    pub(crate) fn comes_from(&self, keys: &[Arc<JoinKeys>], ids: &[u64]) -> bool {
+        let by_keys = self.keys.as_ref().is_some_and(|own| keys.iter().any(|keys| Arc::ptr_eq(own, keys)));
+        by_keys || self.expression_id().is_some_and(|id| ids.contains(&id))
+    }
+
     /// DataFusion's expression.
     pub(crate) fn expression(&self) -> Option<&Arc<dyn PhysicalExpr>> {
         self.dynamic.as_ref()

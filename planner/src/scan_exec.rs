@@ -1,17 +1,17 @@
 //! The leaf that stands for a fragment running at storage nodes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use aubade_catalog::Snapshot;
 use aubade_catalog::snapshot::Table;
-use aubade_proto::{Error, Fragment, ProjectionColumn, Reduction};
+use aubade_proto::{Error, Fragment, ProjectionColumn, Reduction, SegmentId};
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::stats::Precision;
 use datafusion::common::tree_node::TreeNodeRecursion;
@@ -43,9 +43,11 @@ use crate::access::{NoAccess, ScanTask, TableAccess};
 use crate::estimate::{Estimate, estimate};
 use crate::explain;
 use crate::join_keys::JoinKeys;
-use crate::options::{Pushdown, pushdown};
+use crate::kept_results::{Keeping, KeptResult};
+use crate::options::{Pushdown, fragment_cache_enabled, pushdown};
 use crate::prune::{in_order_of, passes_whole, prune_segments, share_segments};
 use crate::refusal::{NotPushed, Reason};
+use crate::result_key::ResultKey;
 use crate::rewrite::Pushable;
 use crate::rewrite::compose::{compose, substitute, substitute_outputs};
 use crate::rewrite::push_reduction::before_reduction;
@@ -109,6 +111,12 @@ pub struct StorageScanExec {
     pushable: Option<Arc<Pushable>>,
     /// What it gives to other places of the plan as well.
     shared: Option<Arc<SharedScan>>,
+    /// By which what it makes of segments is kept, where that is more than its fragment.
+    result_key: Option<ResultKey>,
+    /// Its runtime filters say no more than what it has sent itself.
+    has_own_bound: bool,
+    /// Of this run; made by the first partition.
+    keeping: Arc<OnceLock<Option<Arc<Keeping>>>>,
     metrics: ScanMetrics,
     /// Whether the segment counts are in `metrics` yet.
     counted: Arc<AtomicBool>,
@@ -157,6 +165,9 @@ impl StorageScanExec {
             runtime_filters: Arc::from([]),
             pushable: None,
             shared: None,
+            result_key: None,
+            has_own_bound: false,
+            keeping: Arc::default(),
             metrics: ScanMetrics::new(),
             counted: Arc::default(),
             properties: Arc::new(properties),
@@ -203,6 +214,12 @@ impl StorageScanExec {
     /// Indices into the table's segments of those that statistics do not rule out.
     pub fn kept_segments(&self) -> &[usize] {
         &self.segments.kept
+    }
+
+    /// The segments that statistics do not rule out.
+    pub(crate) fn segment_ids(&self) -> BTreeSet<SegmentId> {
+        let segments = self.segments.kept.iter().filter_map(|index| self.target.table.segments.get(*index));
+        segments.map(|segment| segment.id).collect()
     }
 
     /// What stays on the coordinator directly above this leaf, and why.
@@ -260,7 +277,8 @@ impl StorageScanExec {
     #[must_use]
     pub(crate) fn attached(&self, snapshot: &Arc<Snapshot>, access: &Arc<dyn TableAccess>) -> Self {
         let target = ScanTarget { snapshot: Arc::clone(snapshot), access: Arc::clone(access), ..self.target.clone() };
-        Self { target, metrics: ScanMetrics::new(), counted: Arc::default(), ..self.clone() }
+        let keeping = Arc::default();
+        Self { target, keeping, metrics: ScanMetrics::new(), counted: Arc::default(), ..self.clone() }
     }
 
     /// The scan for one run with another filter over the same columns, in as many partitions, of which some may be
@@ -397,10 +415,11 @@ impl StorageScanExec {
     }
 
     /// The scan for one run, whose rows are joined and aggregated at storage nodes. It counts into the same counters.
+    /// `result_key`: by which what is left of segments is kept.
     ///
     /// # Errors
     /// When the reduction is over other columns.
-    pub(crate) fn with_joins(&self, reduction: Reduction) -> Result<Self> {
+    pub(crate) fn with_joins(&self, reduction: Reduction, result_key: Option<ResultKey>) -> Result<Self> {
         let fragment = self.fragment.with_reduction(reduction)?;
         let (schema, before) = (Arc::clone(fragment.output_schema()), &self.properties);
         let equivalence = EquivalenceProperties::new(Arc::clone(&schema));
@@ -408,7 +427,14 @@ impl StorageScanExec {
             PlanProperties::new(equivalence, before.partitioning.clone(), before.emission_type, before.boundedness)
                 .with_scheduling_type(SchedulingType::Cooperative);
         let statistics = Arc::new(Statistics::new_unknown(&schema));
-        Ok(Self { fragment: Arc::new(fragment), statistics, properties: Arc::new(properties), ..self.clone() })
+        let (fragment, properties) = (Arc::new(fragment), Arc::new(properties));
+        Ok(Self { fragment, statistics, properties, result_key, keeping: Arc::default(), ..self.clone() })
+    }
+
+    /// The scan of the first rows of an order, whose bound is of its own rows.
+    #[must_use]
+    pub(crate) fn with_own_bound(&self) -> Self {
+        Self { has_own_bound: true, ..self.clone() }
     }
 
     /// The scan with `filters` (over the columns that the fragment reads) added to its filter. `selectivity` is a guess
@@ -490,8 +516,79 @@ impl StorageScanExec {
         }
     }
 
-    /// Runs the fragment on `segments`, the share of `partition`.
+    /// What `reduction` leaves of all segments, which is kept under `key`, if that is known.
+    pub(crate) fn kept_result(
+        &self,
+        key: ResultKey,
+        reduction: &Reduction,
+        context: &TaskContext,
+    ) -> Option<Arc<KeptResult>> {
+        let keeping = self.keeping_by(key, reduction, context)?;
+        let result = Arc::clone(keeping.whole()?);
+        self.count_segments();
+        self.count_kept(&keeping);
+        Some(result)
+    }
+
+    /// Counts all segments as those whose result was kept.
+    pub(crate) fn count_all_kept(&self) {
+        self.count_segments();
+        self.metrics.segments_scanned.add(self.segments.kept.len());
+        self.metrics.segments_kept.add(self.segments.kept.len());
+    }
+
+    fn keeping_by(&self, key: ResultKey, reduction: &Reduction, context: &TaskContext) -> Option<Keeping> {
+        let store = match fragment_cache_enabled(context.session_config().options()) {
+            true => self.target.access.kept_results()?,
+            false => return None,
+        };
+        let partitions = self.segments.shares.len();
+        Some(Keeping::new(store, key, self.segment_ids(), reduction.clone(), partitions, context.memory_pool()))
+    }
+
+    /// How results are kept in this run, if they are.
+    fn keeping(&self, context: &TaskContext) -> Option<Arc<Keeping>> {
+        let start = || {
+            let reduction = self.fragment.reduction()?;
+            let key = match self.result_key {
+                // What filters of this run leave out, another run may want.
+                None if self.runtime_filters.is_empty() || self.has_own_bound => {
+                    ResultKey::of_fragment(self.target.table.id, &self.fragment)?
+                }
+                None => return None,
+                Some(key) => key,
+            };
+            let keeping = self.keeping_by(key, reduction, context)?;
+            self.count_kept(&keeping);
+            Some(Arc::new(keeping))
+        };
+        self.keeping.get_or_init(start).clone()
+    }
+
+    fn count_kept(&self, keeping: &Keeping) {
+        let Some(kept) = keeping.kept() else { return };
+        self.metrics.segments_scanned.add(kept.segments.len());
+        self.metrics.segments_kept.add(kept.segments.len());
+        self.metrics.output_rows.add(kept.batches.iter().map(RecordBatch::num_rows).sum());
+    }
+
+    /// Runs the fragment on `segments`, the share of `partition`, but for those of which the result is kept.
     fn scan(
+        &self,
+        mut segments: Vec<usize>,
+        partition: usize,
+        context: Arc<TaskContext>,
+    ) -> Result<SendableRecordBatchStream> {
+        let Some(keeping) = self.keeping(&context) else { return self.scan_all(segments, partition, context) };
+        segments.retain(|index| {
+            let segment = self.target.table.segments.get(*index);
+            !segment.is_some_and(|segment| keeping.covers(&segment.id))
+        });
+        Ok(keeping.complete(partition, self.scan_all(segments, partition, Arc::clone(&context))?, context))
+    }
+
+    /// Runs the fragment on `segments`.
+    fn scan_all(
         &self,
         segments: Vec<usize>,
         partition: usize,
@@ -614,7 +711,14 @@ impl ExecutionPlan for StorageScanExec {
     fn reset_state(self: Arc<Self>) -> Result<Arc<dyn ExecutionPlan>> {
         // The operators above make filters of their own in the next run, which this scan does not hold.
         // Neither is what it has given that of the next run.
-        Ok(Arc::new(Self { runtime_filters: Arc::from([]), shared: None, ..self.as_ref().clone() }))
+        let keeping = Arc::default();
+        Ok(Arc::new(Self {
+            runtime_filters: Arc::from([]),
+            has_own_bound: false,
+            shared: None,
+            keeping,
+            ..self.as_ref().clone()
+        }))
     }
 
     fn handle_child_pushdown_result(
@@ -659,7 +763,7 @@ impl ExecutionPlan for StorageScanExec {
 
     fn try_swapping_with_projection(&self, projection: &ProjectionExec) -> Result<Option<Arc<dyn ExecutionPlan>>> {
         // Later rules move projections down here. Those that compute something were weighed by `PushFragment` before.
-        let mut seen = std::collections::BTreeSet::new();
+        let mut seen = BTreeSet::new();
         let narrow = projection
             .expr()
             .iter()

@@ -198,7 +198,10 @@ fn starts_anew(node: &dyn ExecutionPlan) -> bool {
 }
 
 /// An operator without the state of a run over copies of its children, which have the properties of these.
-fn make_anew(node: &Arc<dyn ExecutionPlan>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+pub(crate) fn make_anew(
+    node: &Arc<dyn ExecutionPlan>,
+    children: Vec<Arc<dyn ExecutionPlan>>,
+) -> Result<Arc<dyn ExecutionPlan>> {
     if let Some(join) = node.downcast_ref::<HashJoinExec>() {
         return join.builder().with_new_children(children)?.reset_state().build_exec();
     }

@@ -116,8 +116,8 @@ class Server:
         return int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) * 1024
 
 
-# For tests of what storage nodes do: the coordinator keeps no columns that it could answer from instead.
-NO_POOL = ("--buffer-pool", "0")
+# For tests of what storage nodes do: the coordinator keeps no columns and no results that it could answer from instead.
+NO_CACHES = ("--buffer-pool", "0", "--fragment-cache", "0")
 
 
 class Cluster:

@@ -10,7 +10,7 @@ import adbc_driver_flightsql.dbapi
 import pyarrow as pa
 import pytest
 
-from cluster import NO_POOL, Cluster, eventually, run
+from cluster import NO_CACHES, Cluster, eventually, run
 
 # One segment, of which most is numbers that cannot be made small.
 ROWS = 120_000
@@ -60,7 +60,7 @@ def start(tmp_path):
     with contextlib.ExitStack() as stack:
 
         def start(**options):
-            defaults = {"nodes": 3, "copies": 3, "serve_arguments": NO_POOL}
+            defaults = {"nodes": 3, "copies": 3, "serve_arguments": NO_CACHES}
             cluster = Cluster(tmp_path / "cluster", **(defaults | options))
 
             def stop():
@@ -458,7 +458,7 @@ def shared(start, tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / "secret" / "secret.csv").write_text("word\nhidden\n")
     (tmp_path / "open" / "in.csv").write_text("a,b\n1,x\n2,y\n")
-    cluster = start(nodes=1, copies=1, serve_arguments=(*NO_POOL, "--allow-local-files", str(tmp_path / "open")))
+    cluster = start(nodes=1, copies=1, serve_arguments=(*NO_CACHES, "--allow-local-files", str(tmp_path / "open")))
     cluster.open, cluster.secret = tmp_path / "open", tmp_path / "secret"
     return cluster
 

@@ -6,7 +6,7 @@ import threading
 import adbc_driver_flightsql.dbapi
 import pytest
 
-from cluster import NO_POOL, Cluster
+from cluster import NO_CACHES, Cluster
 
 ROWS = 600_000
 SQL = "select count(*), sum(id), sum(length(s)) from big"
@@ -23,7 +23,7 @@ def ask(cluster, sql, parameters=None):
 @pytest.fixture
 def fresh(tmp_path):
     """A cluster that the test may break."""
-    cluster = Cluster(tmp_path, serve_arguments=NO_POOL)
+    cluster = Cluster(tmp_path, serve_arguments=NO_CACHES)
     yield cluster
     logs = cluster.logs()
     cluster.stop()

@@ -10,7 +10,7 @@ import time
 import adbc_driver_flightsql.dbapi
 import pytest
 
-from cluster import NO_POOL, Cluster
+from cluster import NO_CACHES, Cluster
 
 # Most of the time of a period the process is stopped, which leaves it about an eighth of a core.
 PERIOD_SECONDS = 0.04
@@ -56,7 +56,7 @@ def throttled(servers):
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    cluster = ImpatientCluster(tmp_path_factory.mktemp("throttled"), nodes=3, copies=3, serve_arguments=NO_POOL)
+    cluster = ImpatientCluster(tmp_path_factory.mktemp("throttled"), nodes=3, copies=3, serve_arguments=NO_CACHES)
     yield cluster
     assert cluster.stop() == [0] * 4
 

@@ -1,4 +1,4 @@
-//! What storage nodes keep of one query for the next.
+//! What storage nodes and the coordinator keep of one query for the next.
 
 use aubade_engine::Session;
 use futures::TryStreamExt;
@@ -58,4 +58,151 @@ async fn another_filter_and_a_session_that_wants_none_read_everything() {
 
 async fn execute(session: &Session, sql: &str) {
     session.execute(sql).await.unwrap().stream.try_collect::<Vec<_>>().await.unwrap();
+}
+
+/// A cluster whose coordinator keeps results, with facts in three segments and names in one.
+async fn star() -> TestCluster {
+    let cluster = TestCluster::start_keeping_results(3, 3).await;
+    load_numbers(&cluster.engine, 30_000, 3).await;
+    run(&cluster.engine, "CREATE TABLE names (id BIGINT, name VARCHAR)").await.unwrap();
+    run(&cluster.engine, "INSERT INTO names SELECT value, 'name ' || value FROM generate_series(0, 9)").await.unwrap();
+    cluster
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_keeps_results_asks_for_new_segments_only() {
+    let cluster = star().await;
+    let (first, record) = run_with_record(&cluster.engine, SQL).await.unwrap();
+    assert!(record.requests > 0 && record.segments_kept == 0, "{record:?}");
+    let (again, record) = run_with_record(&cluster.engine, SQL).await.unwrap();
+    assert_eq!(again, first);
+    assert_eq!((record.requests, record.segments_scanned, record.segments_kept), (0, 3, 3), "{record:?}");
+    for rows in [100_u64, 200] {
+        let insert = format!("INSERT INTO numbers SELECT value, 'new' FROM generate_series(30000, {})", 29_999 + rows);
+        run(&cluster.engine, &insert).await.unwrap();
+        let (_, record) = run_with_record(&cluster.engine, SQL).await.unwrap();
+        assert_eq!((record.requests, record.rows_in), (1, rows), "{record:?}");
+        assert_eq!(record.segments_kept + 1, record.segments_scanned, "{record:?}");
+    }
+    let total = "SELECT sum(c) FROM (SELECT count(*) AS c FROM numbers WHERE n % 3 = 0 GROUP BY n % 5)";
+    assert_eq!(number(&cluster.engine, total).await, 10_000 + 34 + 67);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn results_of_joins_at_storage_are_kept_for_the_same_build_side_only() {
+    let cluster = star().await;
+    let engine = &cluster.engine;
+    let sql = "SELECT count(*), sum(n) FROM numbers JOIN names ON n % 1000 = id WHERE name LIKE 'name%'";
+    let (first, record) = run_with_record(engine, sql).await.unwrap();
+    assert!(record.requests > 1, "{record:?}");
+    let (again, record) = run_with_record(engine, sql).await.unwrap();
+    assert_eq!(again, first);
+    assert_eq!((record.requests, record.segments_kept), (0, 3), "{record:?}");
+    // New facts: those are read, with the build side.
+    run(engine, "INSERT INTO numbers VALUES (1000003, 'new')").await.unwrap();
+    let (_, record) = run_with_record(engine, sql).await.unwrap();
+    assert!(record.segments_kept == 3 && record.requests == 2, "{record:?}");
+    let count = format!("SELECT c FROM ({})", sql.replace("count(*)", "count(*) AS c"));
+    assert_eq!(number(engine, &count).await, 301);
+    // Another build side: nothing that was kept is of use.
+    run(engine, "INSERT INTO names VALUES (10, 'name 10')").await.unwrap();
+    let (_, record) = run_with_record(engine, sql).await.unwrap();
+    assert_eq!((record.segments_kept, record.segments_scanned), (0, 6), "{record:?}");
+    assert_eq!(number(engine, &count).await, 331);
+    run(engine, "DROP TABLE names").await.unwrap();
+    run(engine, "CREATE TABLE names (id BIGINT, name VARCHAR)").await.unwrap();
+    run(engine, "INSERT INTO names VALUES (7, 'name 7'), (7, 'name 7 again')").await.unwrap();
+    assert_eq!(number(engine, &count).await, 60);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_keys_of_a_join_above_leave_out_is_not_missing_from_a_result_that_is_kept() {
+    let cluster = star().await;
+    let count = |names: u64| {
+        format!(
+            "SELECT count(*) FROM (SELECT n % 100 AS id, count(*) AS c FROM numbers GROUP BY n % 100) AS counts \
+             JOIN names USING (id) WHERE names.id < {names}"
+        )
+    };
+    for names in [2, 9, 5] {
+        assert_eq!(number(&cluster.engine, &count(names)).await, names as i64);
+        assert_eq!(number(&cluster.engine, &count(names)).await, names as i64);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn results_are_forgotten_by_a_word_and_not_kept_by_a_session_that_wants_none() {
+    let cluster = star().await;
+    let kept = async || run_with_record(&cluster.engine, SQL).await.unwrap().1.requests == 0;
+    assert!(!kept().await && kept().await);
+    run(&cluster.engine, "DISCARD ALL").await.unwrap();
+    assert!(!kept().await && kept().await);
+    let session = cluster.engine.session();
+    execute(&session, "SET aubade.fragment_cache = off").await;
+    for _ in 0..2 {
+        let output = session.execute(SQL).await.unwrap();
+        let id = output.query_id;
+        output.stream.try_collect::<Vec<_>>().await.unwrap();
+        let record = cluster.engine.queries().get(id).unwrap();
+        assert!(record.requests > 0 && record.segments_kept == 0, "{record:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn results_that_are_large_or_of_a_query_that_was_cut_short_are_not_kept() {
+    let cluster = star().await;
+    let large = "SELECT count(*) FROM (SELECT n, text, count(*) FROM numbers GROUP BY n, text HAVING count(*) > 0)";
+    assert_eq!(number(&cluster.engine, large).await, 30_000);
+    let record = run_with_record(&cluster.engine, large).await.unwrap().1;
+    assert!(record.requests > 0, "{record:?}");
+    // Dropped after its first rows: the next run has all of them.
+    let session = cluster.engine.session();
+    let sql = "SELECT n % 2000 AS m, count(*) FROM numbers GROUP BY m";
+    let mut output = session.execute(sql).await.unwrap();
+    assert!(output.stream.try_next().await.unwrap().is_some());
+    drop(output);
+    assert_eq!(number(&cluster.engine, &format!("SELECT count(*) FROM ({sql})")).await, 2000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_rows_of_an_order_are_kept_and_new_ones_come_among_them() {
+    let cluster = star().await;
+    let sql = "SELECT n FROM numbers WHERE n % 3 = 0 ORDER BY n % 1000 DESC, n LIMIT 3";
+    let (first, record) = run_with_record(&cluster.engine, sql).await.unwrap();
+    assert!(record.requests > 0, "{record:?}");
+    let (again, record) = run_with_record(&cluster.engine, sql).await.unwrap();
+    assert_eq!((again, record.requests, record.segments_kept), (first, 0, 3), "{record:?}");
+    run(&cluster.engine, "INSERT INTO numbers VALUES (30999, 'new'), (-999, 'new')").await.unwrap();
+    let (_, record) = run_with_record(&cluster.engine, sql).await.unwrap();
+    assert_eq!((record.requests, record.segments_kept), (1, 3), "{record:?}");
+    assert_eq!(number(&cluster.engine, &format!("SELECT min(n) FROM ({sql})")).await, 999);
+    let last = "SELECT n FROM numbers WHERE n % 3 = 0 ORDER BY n % 1000 DESC, n DESC LIMIT 3";
+    assert_eq!(number(&cluster.engine, &format!("SELECT max(n) FROM ({last})")).await, 30_999);
+    // In a union the rows of one side rule out those of the other, which another union needs.
+    let union = |other: &str| {
+        format!(
+            "SELECT sum(n) FROM (SELECT n FROM numbers UNION ALL SELECT {other} FROM names ORDER BY n DESC LIMIT 2)"
+        )
+    };
+    for other in ["id + 1000000", "id", "id + 1000000"] {
+        let expected = if other == "id" { 30_999 + 29_999 } else { 2_000_017 };
+        assert_eq!(number(&cluster.engine, &union(other)).await, expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn states_of_joins_on_the_coordinator_are_kept_for_the_same_segments() {
+    let cluster = star().await;
+    let engine = &cluster.engine;
+    run(engine, "CREATE TABLE others AS SELECT n AS id, n * 2 AS twice FROM numbers").await.unwrap();
+    let sql = "SELECT count(*) AS c, sum(twice) FROM numbers JOIN others ON n = id WHERE twice % 5 = 0";
+    let (first, record) = run_with_record(engine, sql).await.unwrap();
+    assert!(record.requests > 0, "{record:?}");
+    let (again, record) = run_with_record(engine, sql).await.unwrap();
+    assert_eq!((again, record.requests), (first, 0), "{record:?}");
+    assert_eq!(record.segments_kept, record.segments_scanned);
+    run(engine, "INSERT INTO others VALUES (5, 10), (7, 11)").await.unwrap();
+    assert_eq!(number(engine, &format!("SELECT c FROM ({sql})")).await, 6_001);
+    run(engine, "INSERT INTO numbers VALUES (5, 'again')").await.unwrap();
+    assert_eq!(number(engine, &format!("SELECT c FROM ({sql})")).await, 6_003);
 }

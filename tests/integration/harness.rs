@@ -81,6 +81,11 @@ pub struct TestCluster {
     dir: TempDir,
 }
 
+/// Of a coordinator that asks storage nodes each time: what these do is looked at, also where a query comes again.
+fn asking_nodes() -> EngineOptions {
+    EngineOptions { fragment_cache_bytes: Some(0), ..EngineOptions::default() }
+}
+
 impl TestCluster {
     /// What a call to a node says of its caller, who works on `snapshot`.
     pub fn header(&self, snapshot: &Snapshot) -> CallHeader {
@@ -99,12 +104,28 @@ impl TestCluster {
         Self::start_with_store(nodes, copies, Arc::clone(&store), store).await
     }
 
+    /// The same with a coordinator that keeps results of fragments.
+    pub async fn start_keeping_results(nodes: usize, copies: u32) -> Self {
+        let store: Arc<dyn ManifestStore> = Arc::new(MemoryStore::default());
+        Self::start_with_options(nodes, copies, Arc::clone(&store), store, EngineOptions::default()).await
+    }
+
     /// The cluster is made in `store`; its coordinator sees it as `coordinator_store`.
     pub async fn start_with_store(
         nodes: usize,
         copies: u32,
         store: Arc<dyn ManifestStore>,
         coordinator_store: Arc<dyn ManifestStore>,
+    ) -> Self {
+        Self::start_with_options(nodes, copies, store, coordinator_store, asking_nodes()).await
+    }
+
+    async fn start_with_options(
+        nodes: usize,
+        copies: u32,
+        store: Arc<dyn ManifestStore>,
+        coordinator_store: Arc<dyn ManifestStore>,
+        options: EngineOptions,
     ) -> Self {
         let environment = Environment::system();
         let dir = tempfile::tempdir().unwrap();
@@ -116,8 +137,7 @@ impl TestCluster {
             let path = dir.path().join(format!("node{index}"));
             started.push(start_node(&environment, &manifest, cluster_id, &path, index, 0, PUSHBACK_WAIT).await);
         }
-        let engine =
-            Engine::open_with_store(environment.clone(), coordinator_store, EngineOptions::default()).await.unwrap();
+        let engine = Engine::open_with_store(environment.clone(), coordinator_store, options).await.unwrap();
         Self {
             environment,
             store,
@@ -169,9 +189,8 @@ impl TestCluster {
 
     /// Replaces the coordinator, as after a crash of the old one.
     pub async fn restart_engine(&mut self) {
-        let options = EngineOptions::default();
         self.engine =
-            Engine::open_with_store(self.environment.clone(), Arc::clone(&self.store), options).await.unwrap();
+            Engine::open_with_store(self.environment.clone(), Arc::clone(&self.store), asking_nodes()).await.unwrap();
     }
 
     /// Waits until `condition` holds of the cluster's status; fails the test after 30 s.

@@ -9,7 +9,7 @@ use aubade_environment::Environment;
 use aubade_tpch::{Oracle, QUERIES, Scale, TpchTable, compare};
 
 use self::parameters::with_random_parameters;
-use crate::harness::{TestCluster, run};
+use crate::harness::{TestCluster, run, run_with_record};
 use crate::oracle::{Draw, number_from_environment};
 use crate::plain::run_in;
 
@@ -43,9 +43,25 @@ async fn every_query_agrees_with_datafusion_over_six_nodes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn every_query_agrees_with_datafusion_by_results_that_are_kept() {
+    let scale = Scale::try_new(0.01).unwrap();
+    let cluster = TestCluster::start_keeping_results(4, 3).await;
+    load(&cluster.engine, scale).await;
+    verify(&cluster.engine, scale).await;
+    verify(&cluster.engine, scale).await;
+    for number in [1, 6, 14, 15] {
+        let query = QUERIES.iter().find(|query| query.number == number).unwrap();
+        let (_, record) = run_with_record(&cluster.engine, query.sql).await.unwrap();
+        assert!(record.segments_kept > 0 && record.rows_in <= 100, "{}: {record:?}", query.name());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_query_agrees_with_datafusion_embedded() {
     let scale = Scale::try_new(0.01).unwrap();
-    let options = EngineOptions { buffer_pool_bytes: 256 << 20, ..EngineOptions::default() };
+    // The columns in the pool are to be read, and not what was kept of other runs.
+    let options =
+        EngineOptions { buffer_pool_bytes: 256 << 20, fragment_cache_bytes: Some(0), ..EngineOptions::default() };
     let engine = Engine::open_in_memory(Environment::system(), options).await.unwrap();
     load(&engine, scale).await;
     verify(&engine, scale).await;

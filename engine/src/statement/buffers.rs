@@ -78,7 +78,7 @@ pub(super) async fn run(context: &StatementContext, statement: BufferStatement) 
     let cluster = context.engine().cluster();
     let pool = cluster.buffer_pool().ok_or_else(|| no_pool(context.engine().is_embedded()))?;
     match statement {
-        BufferStatement::Discard => pool.clear().await,
+        BufferStatement::Discard => discard_all(context).await,
         BufferStatement::Uncache { table, if_exists } => match find(context, &context.relation_name(table)?) {
             Ok(table) => pool.unpin(table.id),
             Err(error) if if_exists && is_not_found(&error) => {}
@@ -89,8 +89,11 @@ pub(super) async fn run(context: &StatementContext, statement: BufferStatement) 
     context.done(0)
 }
 
-/// The part of DISCARD ALL that is about the buffer pool, if there is one.
+/// Forgets what the buffer pool has, if there is one, and the results of fragments.
 pub(super) async fn discard_all(context: &StatementContext) {
+    if let Some(results) = context.engine().results() {
+        results.clear();
+    }
     if let Some(pool) = context.engine().cluster().buffer_pool() {
         pool.clear().await;
     }

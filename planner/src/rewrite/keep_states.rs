@@ -1,0 +1,99 @@
+//! The rule that lets the coordinator keep what partial aggregates make of joins, and the first rows of orders.
+
+use std::sync::Arc;
+
+use aubade_proto::ReductionKind;
+use datafusion::common::config::ConfigOptions;
+use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion::error::Result;
+use datafusion::physical_optimizer::PhysicalOptimizerRule;
+use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
+use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
+use datafusion::physical_plan::execution_plan::replace_children_if_necessary;
+use datafusion::physical_plan::recursive_query::RecursiveQueryExec;
+use datafusion::physical_plan::repartition::RepartitionExec;
+use datafusion::physical_plan::sorts::sort::SortExec;
+use datafusion::physical_plan::{ExecutionPlan, InputOrderMode, Partitioning};
+
+use crate::kept_states::KeptStatesExec;
+use crate::options::{Pushdown, fragment_cache_enabled, pushdown};
+use crate::scan_exec::StorageScanExec;
+
+/// Puts a [`KeptStatesExec`] above each partial aggregate of the coordinator that no other one is above, and tells the scans
+/// of first rows whether these can be kept.
+///
+/// It comes after the rules that move aggregates and joins to the storage nodes, whose results are kept by themselves, and
+/// after [`super::CodeGroupKeys`]: codes mean something in one run only, and what has any has no name.
+#[derive(Debug)]
+pub struct KeepStates;
+
+impl PhysicalOptimizerRule for KeepStates {
+    fn optimize(&self, plan: Arc<dyn ExecutionPlan>, config: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
+        let mut runs_again = false;
+        plan.apply(|node| {
+            runs_again |= node.is::<RecursiveQueryExec>();
+            Ok(TreeNodeRecursion::Continue)
+        })?;
+        if pushdown(config) == Pushdown::Off || !fragment_cache_enabled(config) || runs_again {
+            return Ok(plan);
+        }
+        let plan = plan.transform_down(|node| {
+            // What is above must not rely on how the rows are partitioned.
+            let spreads = node.downcast_ref::<RepartitionExec>().is_some_and(|spread| {
+                !spread.preserve_order() && matches!(spread.partitioning(), Partitioning::Hash(..))
+            });
+            if !spreads && !node.is::<CoalescePartitionsExec>() {
+                return Ok(Transformed::no(node));
+            }
+            let Some(partial) = node.children().into_iter().next().filter(|child| is_kept(child)) else {
+                return Ok(Transformed::no(node));
+            };
+            let kept: Arc<dyn ExecutionPlan> = Arc::new(KeptStatesExec::new(Arc::clone(partial)));
+            let node = replace_children_if_necessary(Arc::clone(&node), vec![kept])?;
+            // What is below is known wherever this is.
+            Ok(Transformed::new(node, true, TreeNodeRecursion::Jump))
+        });
+        let plan = plan?.data.transform_up(|node| match first_rows_of_one_scan(&node) {
+            Some(scan) => with_scan(node, &scan).map(Transformed::yes),
+            None => Ok(Transformed::no(node)),
+        });
+        plan.map(|plan| plan.data)
+    }
+
+    fn name(&self) -> &str {
+        "KeepStates"
+    }
+
+    fn schema_check(&self) -> bool {
+        true
+    }
+}
+
+/// The scan of the first rows of an order below a sort that wants these, where the bound that the sort tells it comes from
+/// its own rows alone: of rows that another scan had a say in, another run might want others.
+fn first_rows_of_one_scan(node: &Arc<dyn ExecutionPlan>) -> Option<StorageScanExec> {
+    let sort = node.downcast_ref::<SortExec>().filter(|sort| sort.fetch().is_some())?;
+    let ids: Vec<u64> = sort.dynamic_expressions_produced().iter().filter_map(|bound| bound.expression_id()).collect();
+    let mut input = sort.input();
+    while let [below] = input.children().as_slice() {
+        input = below;
+    }
+    let scan = input.downcast_ref::<StorageScanExec>()?;
+    let is_reduced = scan.fragment().reduction().is_some_and(|of| of.kind() == ReductionKind::TopK);
+    let is_own = scan.runtime_filters().iter().all(|filter| filter.comes_from(&[], &ids));
+    (is_reduced && is_own && !scan.runtime_filters().is_empty()).then(|| scan.with_own_bound())
+}
+
+/// Operators with one input each down to a scan, with another scan.
+fn with_scan(node: Arc<dyn ExecutionPlan>, scan: &StorageScanExec) -> Result<Arc<dyn ExecutionPlan>> {
+    let Some(input) = node.children().into_iter().next().cloned() else { return Ok(Arc::new(scan.clone())) };
+    replace_children_if_necessary(node, vec![with_scan(input, scan)?])
+}
+
+fn is_kept(node: &Arc<dyn ExecutionPlan>) -> bool {
+    node.downcast_ref::<AggregateExec>().is_some_and(|aggregate| {
+        *aggregate.mode() == AggregateMode::Partial
+            && aggregate.limit_options().is_none()
+            && matches!(aggregate.input_order_mode(), InputOrderMode::Linear)
+    })
+}
