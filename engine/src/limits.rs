@@ -91,8 +91,10 @@ pub(crate) const PLAN_CACHE_LESSONS_MAX: u32 = 8;
 pub(crate) const PLAN_KEY_TEXT_BYTES_MAX: usize = 64 << 10;
 /// Bytes of the parameters of such a statement.
 pub(crate) const PLAN_KEY_BYTES_MAX: usize = 64 << 10;
-/// Bytes of a statement that `system.plan_cache` shows.
+/// Bytes of a statement that `system.plan_cache` shows, and of its normalised words.
 pub(crate) const PLAN_CACHE_TEXT_BYTES_MAX: usize = 4 << 10;
+/// The same of its parameters, and of its settings.
+pub(crate) const PLAN_CACHE_DETAIL_BYTES_MAX: usize = 1 << 10;
 /// Deadline of a scan for which nobody gave one.
 pub(crate) const SCAN_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Time for one segment to reach one node.

@@ -16,6 +16,7 @@ mod key;
 mod lease;
 mod lift;
 mod lookup;
+mod shown;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,9 +33,12 @@ pub(crate) use lease::Lease;
 use lift::Lifts;
 pub(crate) use lookup::{Lookup, Shape};
 
-use crate::limits::{PLAN_CACHE_AGE_MAX, PLAN_CACHE_ENTRIES_MAX, PLAN_CACHE_LESSONS_MAX, PLAN_CACHE_TEXT_BYTES_MAX};
+use crate::limits::{
+    PLAN_CACHE_AGE_MAX, PLAN_CACHE_DETAIL_BYTES_MAX, PLAN_CACHE_ENTRIES_MAX, PLAN_CACHE_LESSONS_MAX,
+    PLAN_CACHE_TEXT_BYTES_MAX,
+};
 use crate::query::cut;
-use crate::session::Prepared;
+use crate::session::{Prepared, Settings};
 
 /// See the module's doc.
 #[derive(Debug)]
@@ -54,7 +58,17 @@ pub(crate) struct PlanCache {
 pub(crate) struct PlanCacheLine {
     /// The statement as it was first sent, cut where it is long.
     sql: String,
+    /// What it is found by, as far as its words are a part of it: normalised, and cut where it is long.
+    key: String,
+    /// Of all that it is found by: two entries have two.
+    key_digest: String,
+    /// Of the catalog's schema.
+    schema_version: u64,
     parameters: u64,
+    /// Their types, with the values where the plan is for these only; cut where they are many.
+    parameter_values: String,
+    /// The settings that are others than those that sessions start with; cut where they are many.
+    settings: String,
     /// Different constants that may have other values.
     lifted: u64,
     hits: u64,
@@ -70,7 +84,6 @@ pub(crate) struct PlanCacheLine {
 #[derive(Debug)]
 pub(crate) struct Entry {
     sql: String,
-    parameters: usize,
     lifted: usize,
     plan: Opaque<KeptPlan>,
     template: Mutex<Option<Template>>,
@@ -156,7 +169,6 @@ impl PlanCache {
     pub(crate) fn add(&self, key: PlanKey, sql: &str, lifted: usize, plan: Opaque<KeptPlan>) -> Arc<Entry> {
         let entry = Arc::new(Entry {
             sql: cut(sql, PLAN_CACHE_TEXT_BYTES_MAX),
-            parameters: key.parameter_count(),
             lifted,
             plan,
             template: Mutex::default(),
@@ -198,10 +210,13 @@ impl PlanCache {
         self.misses.load(Ordering::Relaxed)
     }
 
-    /// All entries, those that saved most first.
-    pub(crate) fn lines(&self) -> Vec<PlanCacheLine> {
-        let mut lines: Vec<PlanCacheLine> = self.entries.iter().map(|(_, entry)| entry.line()).collect();
-        lines.sort_by(|one, other| (other.saved_micros, &one.sql).cmp(&(one.saved_micros, &other.sql)));
+    /// All entries, those that saved most first. `initial` are the settings that sessions start with.
+    pub(crate) fn lines(&self, initial: &Settings) -> Vec<PlanCacheLine> {
+        let lines = self.entries.iter().map(|(key, entry)| entry.line(&key, initial));
+        let mut lines: Vec<PlanCacheLine> = lines.collect();
+        lines.sort_by(|one, other| {
+            (other.saved_micros, &one.key, &one.key_digest).cmp(&(one.saved_micros, &other.key, &other.key_digest))
+        });
         lines
     }
 }
@@ -317,13 +332,18 @@ impl Entry {
         self.hit_micros.fetch_add(micros(took), Ordering::Relaxed);
     }
 
-    fn line(&self) -> PlanCacheLine {
+    fn line(&self, key: &PlanKey, initial: &Settings) -> PlanCacheLine {
         let hits = self.hits.load(Ordering::Relaxed);
         let planning_micros = self.planning_micros.load(Ordering::Relaxed);
         let without = planning_micros.saturating_mul(hits);
         PlanCacheLine {
             sql: self.sql.clone(),
-            parameters: self.parameters as u64,
+            key: shown::words(key),
+            key_digest: shown::digest(key),
+            schema_version: key.schema_version.0,
+            parameters: key.parameter_count() as u64,
+            parameter_values: shown::parameters(key),
+            settings: cut(&key.settings.changes_from(initial), PLAN_CACHE_DETAIL_BYTES_MAX),
             lifted: self.lifted as u64,
             hits,
             template_hits: self.template_hits.load(Ordering::Relaxed),

@@ -22,7 +22,7 @@ pub(crate) fn table(engine: &Engine, name: &str) -> Result<Option<Arc<dyn TableP
     let rows = match name {
         "buffer_pool" => rows(buffer_pool_schema(), &buffer_pool(engine))?,
         "metrics" => rows(metrics_schema(), &metrics(engine))?,
-        "plan_cache" => rows(plan_cache_schema(), &engine.plans().lines())?,
+        "plan_cache" => rows(plan_cache_schema(), &engine.plans().lines(&engine.template().settings))?,
         "queries" => rows(queries_schema(), &engine.queries().recent())?,
         _ => return Ok(None),
     };
@@ -133,11 +133,18 @@ fn buffer_pool_schema() -> SchemaRef {
     ]))
 }
 
+/// The fields of [`crate::plan_cache::PlanCacheLine`].
 fn plan_cache_schema() -> SchemaRef {
+    let text = |name: &str| Field::new(name, DataType::Utf8View, false);
     let number = |name: &str| Field::new(name, DataType::UInt64, false);
     Arc::new(Schema::new(vec![
-        Field::new("sql", DataType::Utf8View, false),
+        text("sql"),
+        text("key"),
+        text("key_digest"),
+        number("schema_version"),
         number("parameters"),
+        text("parameter_values"),
+        text("settings"),
         number("lifted"),
         number("hits"),
         number("template_hits"),

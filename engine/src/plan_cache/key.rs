@@ -104,7 +104,14 @@ fn is_name_after(token: Option<&Token>) -> bool {
 /// Gives keywords one case: those that cannot be names, since the case of names may show in a result.
 fn fold_case(token: &mut Token) {
     let Token::Word(word) = token else { return };
-    let folded = matches!(
+    if is_reserved(word) {
+        word.value.make_ascii_uppercase();
+    }
+}
+
+/// Whether a word is a keyword that cannot be a name.
+pub(super) fn is_reserved(word: &Word) -> bool {
+    let reserved = matches!(
         word.keyword,
         Keyword::ALL
             | Keyword::AND
@@ -148,7 +155,5 @@ fn fold_case(token: &mut Token) {
             | Keyword::WHERE
             | Keyword::WITH
     );
-    if folded && word.quote_style.is_none() {
-        word.value.make_ascii_uppercase();
-    }
+    reserved && word.quote_style.is_none()
 }

@@ -1,5 +1,6 @@
 //! What the statements of a session are planned with: functions, rules and settings, without tables.
 
+use std::collections::HashSet;
 use std::fmt::Write;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -36,6 +37,16 @@ impl Settings {
         text.hash(&mut hasher);
         Self { hash: hasher.finish(), text: text.into() }
     }
+
+    /// Those that are others in `initial`, as `name=value`.
+    pub(crate) fn changes_from(&self, initial: &Self) -> String {
+        if self == initial {
+            return String::new();
+        }
+        let initial: HashSet<&str> = initial.text.lines().collect();
+        let changed = self.text.lines().filter(|line| !initial.contains(line)).map(shown);
+        changed.collect::<Vec<_>>().join(", ")
+    }
 }
 
 impl PartialEq for Settings {
@@ -48,6 +59,13 @@ impl Hash for Settings {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.hash.hash(state);
     }
+}
+
+/// One line of the text of settings as people write it.
+fn shown(line: &str) -> String {
+    let Some((name, value)) = line.split_once('=') else { return line.to_owned() };
+    let text = value.strip_prefix("Some(\"").and_then(|value| value.strip_suffix("\")"));
+    format!("{name}={}", text.unwrap_or("NULL"))
 }
 
 /// What the columns and the parameters of a statement depend on: they are known for as long as it is the same.

@@ -195,6 +195,45 @@ async fn discarded_plans_are_made_again() {
     assert!(error.message().contains("PLANS, BUFFERS, or ALL"), "{error:?}");
 }
 
+#[tokio::test]
+async fn entries_show_what_they_are_found_by() {
+    let db = table().await;
+    let shown = async |what: &str, of: &str| {
+        let mut rows = db.rows(&format!("SELECT {what} FROM system.plan_cache WHERE sql LIKE '%{of}%'")).await;
+        rows.sort();
+        rows
+    };
+    db.run(&["select max( a ) from t where b = 5 -- five", "SELECT a AS x FROM t LIMIT 1"]).await;
+    let expected = ["SELECT max(a) FROM t WHERE b = 5||", "SELECT max(a) FROM t WHERE b = ?integer0||"];
+    assert_eq!(shown("key, parameter_values, settings", "five").await, expected);
+    // Parameters have their values where the plan is for these.
+    run(&db, "SELECT min(a) FROM t WHERE b = $1", number(5)).await;
+    let of_parameters = shown("key, parameters, parameter_values", "min(a)").await;
+    let words = "SELECT min(a) FROM t WHERE b = $1|1|$1 Int64";
+    assert_eq!(of_parameters, [words.to_owned(), format!("{words} = 5")]);
+    // Another schema, other settings and another case of a name that shows make other entries of the same words.
+    let version = db.engine.snapshot().await.unwrap().schema_version.0;
+    db.run(&["CREATE TABLE another (a INT)", "SELECT a AS x FROM t LIMIT 1", "SET aubade.pushdown = 'off'"]).await;
+    db.run(&[
+        "SET datafusion.execution.batch_size = 100",
+        "SELECT a AS x FROM t LIMIT 1",
+        "SELECT a AS X FROM t LIMIT 1",
+    ])
+    .await;
+    let of_names = shown("schema_version, key, settings", "LIMIT 1").await;
+    let changed = "datafusion.execution.batch_size=100, aubade.pushdown=off";
+    let (before, after) = (version, db.engine.snapshot().await.unwrap().schema_version.0);
+    let expected = [
+        format!("{before}|SELECT a AS x FROM t LIMIT 1|"),
+        format!("{after}|SELECT a AS X FROM t LIMIT 1|{changed}"),
+        format!("{after}|SELECT a AS x FROM t LIMIT 1|"),
+        format!("{after}|SELECT a AS x FROM t LIMIT 1|{changed}"),
+    ];
+    assert_eq!(of_names, expected);
+    let digests = "SELECT count(*) = count(DISTINCT key_digest), min(length(key_digest)) FROM system.plan_cache";
+    assert_eq!(db.rows(digests).await, ["true|16"]);
+}
+
 /// Each run has its own bound of a minimum, its own rows of a join, and its own result of a subquery.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn runs_of_one_plan_share_no_state() {
