@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use aubade_engine::{BufferPoolDisk, BufferPoolPolicy, EngineOptions};
 use aubade_proto::{Error, ErrorCode, Result};
@@ -79,6 +80,32 @@ pub(crate) struct MachineArguments {
     /// for none [default: 64MiB]
     #[arg(long, value_name = "SIZE")]
     fragment_cache: Option<ByteSize>,
+
+    #[command(flatten)]
+    plan_cache: PlanCacheArguments,
+}
+
+/// What a coordinator, or an embedded engine, keeps of plans.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct PlanCacheArguments {
+    /// Plans of queries that are kept for the next time, at most; 0 for none [default: 512]
+    #[arg(long, value_name = "PLANS")]
+    plan_cache_entries: Option<u64>,
+
+    /// Time after which a plan that no query asked for is forgotten, seconds [default: 3600]
+    #[arg(long, value_name = "SECONDS")]
+    plan_cache_age: Option<u64>,
+}
+
+impl PlanCacheArguments {
+    /// `options` with these limits; the engine tells whether they will do.
+    pub(crate) fn set_in(&self, options: EngineOptions) -> EngineOptions {
+        EngineOptions {
+            plan_cache_entries: self.plan_cache_entries,
+            plan_cache_age: self.plan_cache_age.map(Duration::from_secs),
+            ..options
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -110,6 +137,7 @@ impl MachineArguments {
     pub(crate) fn engine_options(&self) -> Result<EngineOptions> {
         let limit = self.memory_limit.map(|size| size.0);
         let options = EngineOptions { memory_limit_bytes: limit, ..EngineOptions::default() };
+        let options = self.plan_cache.set_in(options);
         let for_queries = u64::try_from(options.memory_limit_bytes()).unwrap_or(u64::MAX);
         let disk = self.buffer_pool_disk.clone();
         if disk.is_some() && self.buffer_pool_disk_size.0 < POOL_DISK_BYTES_MIN {
@@ -175,6 +203,16 @@ mod tests {
             "/sys/fs/cgroup/memory.max",
         ];
         assert_eq!(files, expected);
+    }
+
+    #[test]
+    fn limits_of_plans_are_the_engine_s_where_nobody_says() {
+        let options = PlanCacheArguments::default().set_in(EngineOptions::default());
+        assert_eq!((options.plan_cache_entries, options.plan_cache_age), (None, None));
+        let arguments = PlanCacheArguments { plan_cache_entries: Some(0), plan_cache_age: Some(90) };
+        let options = arguments.set_in(EngineOptions { memory_limit_bytes: Some(1), ..EngineOptions::default() });
+        assert_eq!((options.plan_cache_entries, options.plan_cache_age), (Some(0), Some(Duration::from_secs(90))));
+        assert_eq!(options.memory_limit_bytes, Some(1));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use aubade_proto::{Error, ErrorCode, Result};
 use futures::stream::BoxStream;
 use uuid::Uuid;
 
+use crate::machine::PlanCacheArguments;
 use crate::size::ByteSize;
 use embedded::Embedded;
 use remote::Remote;
@@ -29,7 +30,7 @@ const RECORD_PAUSE: Duration = Duration::from_millis(10);
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct TargetArgs {
     /// The coordinator's Flight SQL address, like grpc://127.0.0.1:7000
-    #[arg(long, conflicts_with = "data_dir")]
+    #[arg(long, conflicts_with_all = ["data_dir", "PlanCacheArguments"])]
     pub(crate) url: Option<String>,
 
     /// Run embedded, with the tables of an embedded one-node cluster in this folder (made if absent)
@@ -39,6 +40,9 @@ pub(crate) struct TargetArgs {
     /// Memory for queries when running embedded, like 8GiB; beyond it they spill to disk [default: 4GiB]
     #[arg(long, value_name = "SIZE", conflicts_with = "url")]
     pub(crate) memory_limit: Option<ByteSize>,
+
+    #[command(flatten)]
+    pub(crate) plan_cache: PlanCacheArguments,
 }
 
 impl TargetArgs {
@@ -50,7 +54,7 @@ impl TargetArgs {
         let options = EngineOptions {
             memory_limit_bytes: self.memory_limit.map(|size| size.0),
             file_access: FileAccess::Any,
-            ..EngineOptions::default()
+            ..self.plan_cache.set_in(EngineOptions::default())
         };
         Ok(Target::Embedded(Embedded::open(environment, self.data_dir.as_deref(), options).await?))
     }

@@ -92,6 +92,11 @@ pub struct EngineOptions {
     pub buffer_pool_disk: Option<BufferPoolDisk>,
     /// Memory for results of fragments, bytes, beside the memory limit; 0: none are kept. `None`: 64 MiB.
     pub fragment_cache_bytes: Option<u64>,
+    /// Plans that are kept for the next time, at most 16,384; 0: none are. `None`: 512. A statement takes one, and one
+    /// more that it shares with those that differ in constants only.
+    pub plan_cache_entries: Option<u64>,
+    /// Time after which a plan that nobody asked for is forgotten, not zero and at most a year. `None`: an hour.
+    pub plan_cache_age: Option<Duration>,
 }
 
 impl EngineOptions {
@@ -135,7 +140,7 @@ impl Engine {
     /// Opens (or makes) a database in a folder: a cluster of one node, in this process.
     ///
     /// # Errors
-    /// `InUse` when another process has it open; `ManifestCorrupt`, `Io`.
+    /// `InUse` when another process has it open; `ManifestCorrupt`, `Io`; `InvalidArgument` for options that will not do.
     pub async fn open_embedded(environment: Environment, dir: &Path, options: EngineOptions) -> Result<Self> {
         environment
             .files
@@ -153,7 +158,7 @@ impl Engine {
     /// Opens a new database that lives in memory and is gone afterwards.
     ///
     /// # Errors
-    /// `Internal` when the machine has no threads left.
+    /// `Internal` when the machine has no threads left; `InvalidArgument` for options that will not do.
     pub async fn open_in_memory(environment: Environment, options: EngineOptions) -> Result<Self> {
         if let Some(disk) = &options.buffer_pool_disk {
             let text = format!("a database in memory has no folder such as {}", disk.dir.display());
@@ -192,7 +197,8 @@ impl Engine {
     /// Becomes the coordinator of a cluster, taking over from any other.
     ///
     /// # Errors
-    /// `ClusterNotFound`, `StoreUnavailable`, `StoreUnsafe`, `ManifestCorrupt`.
+    /// `ClusterNotFound`, `StoreUnavailable`, `StoreUnsafe`, `ManifestCorrupt`; `InvalidArgument` for options that will
+    /// not do.
     pub async fn open_cluster(environment: Environment, url: &ClusterUrl, options: EngineOptions) -> Result<Self> {
         let store = url.open(&environment).await?;
         Self::open_with_store(environment, store, options).await
@@ -221,6 +227,7 @@ impl Engine {
         lock: Option<Box<dyn FileLock>>,
     ) -> Result<Self> {
         // Before others are told that they have to go.
+        let plans = PlanCache::new(&options)?;
         let disk = open_disk(&environment, &options, manifest.snapshot().cluster_id).await?;
         let epoch = manifest.take_over().boxed().await?;
         let snapshot = manifest.snapshot();
@@ -256,8 +263,8 @@ impl Engine {
             cluster,
             encode_pool: Arc::new(encode_pool),
             queries: QueryLog::default(),
-            plans: PlanCache::default(),
             results: (result_bytes_max > 0).then(|| Arc::new(FragmentResults::new(result_bytes_max))),
+            plans,
             template: OnceLock::new(),
             tasks,
             in_flight: Mutex::default(),

@@ -81,10 +81,14 @@ pub(crate) const FRAGMENT_RESULT_BYTES_MIN: usize = 256;
 pub(crate) const BUFFER_POOL_RESULTS_PART: usize = 16;
 /// Bytes that cross a wire of 1 Gbit/s in a microsecond: what bytes cost beside time at storage.
 pub(crate) const WIRE_BYTES_PER_MICRO: f64 = 125.0;
-/// Statements whose plans are kept: bounds their memory, which is not counted in bytes.
-pub(crate) const PLAN_CACHE_ENTRIES_MAX: u64 = 512;
-/// Time after which a plan that nobody asked for is forgotten.
-pub(crate) const PLAN_CACHE_AGE_MAX: Duration = Duration::from_secs(3_600);
+/// Plans that are kept where nobody says: bounds their memory, which is not counted in bytes.
+pub(crate) const PLAN_CACHE_ENTRIES: u64 = 512;
+/// Plans that may be kept at most: all of them are rows of `system.plan_cache`.
+pub(crate) const PLAN_CACHE_ENTRIES_MAX: u64 = 16_384;
+/// Time after which a plan that nobody asked for is forgotten, where nobody says.
+pub(crate) const PLAN_CACHE_AGE: Duration = Duration::from_secs(3_600);
+/// The longest such time: what nobody asks for in a year is of no use, and moka panics at a thousand of them.
+pub(crate) const PLAN_CACHE_AGE_MAX: Duration = Duration::from_secs(365 * 24 * 3_600);
 /// Plans in a row from which no plan for other values was learnt, after which none is compared any more.
 pub(crate) const PLAN_CACHE_LESSONS_MAX: u32 = 8;
 /// Bytes of a statement whose plan is kept: longer ones are written by programs, and hardly twice.

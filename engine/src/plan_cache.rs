@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use aubade_catalog::Snapshot;
 use aubade_planner::{Binding, GenericPlan, KeptPlan, Opaque, PlanTemplate};
+use aubade_proto::{Error, ErrorCode, Result};
 use moka::sync::Cache;
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -33,9 +34,10 @@ pub(crate) use lease::Lease;
 use lift::Lifts;
 pub(crate) use lookup::{Lookup, Shape};
 
+use crate::engine::EngineOptions;
 use crate::limits::{
-    PLAN_CACHE_AGE_MAX, PLAN_CACHE_DETAIL_BYTES_MAX, PLAN_CACHE_ENTRIES_MAX, PLAN_CACHE_LESSONS_MAX,
-    PLAN_CACHE_TEXT_BYTES_MAX,
+    PLAN_CACHE_AGE, PLAN_CACHE_AGE_MAX, PLAN_CACHE_DETAIL_BYTES_MAX, PLAN_CACHE_ENTRIES, PLAN_CACHE_ENTRIES_MAX,
+    PLAN_CACHE_LESSONS_MAX, PLAN_CACHE_TEXT_BYTES_MAX,
 };
 use crate::query::cut;
 use crate::session::{Prepared, Settings};
@@ -43,6 +45,7 @@ use crate::session::{Prepared, Settings};
 /// See the module's doc.
 #[derive(Debug)]
 pub(crate) struct PlanCache {
+    is_on: bool,
     entries: Cache<PlanKey, Arc<Entry>>,
     /// What statements are, by keys and shapes without parameters.
     descriptions: Cache<PlanKey, Prepared>,
@@ -113,23 +116,55 @@ struct Lesson {
     failures: u32,
 }
 
-impl Default for PlanCache {
-    fn default() -> Self {
-        Self {
-            entries: bounded(),
-            descriptions: bounded(),
-            lifts: bounded(),
-            seen: bounded(),
-            misses: AtomicU64::new(0),
-        }
-    }
+fn bounded<V: Clone + Send + Sync + 'static>(entries: u64, age: Duration) -> Cache<PlanKey, V> {
+    Cache::builder().max_capacity(entries).time_to_idle(age).build()
 }
 
-fn bounded<V: Clone + Send + Sync + 'static>() -> Cache<PlanKey, V> {
-    Cache::builder().max_capacity(PLAN_CACHE_ENTRIES_MAX).time_to_idle(PLAN_CACHE_AGE_MAX).build()
+/// The limits that `options` set, or the defaults.
+///
+/// # Errors
+/// `InvalidArgument` where one is of no use, or larger than it may be.
+fn limits_of(options: &EngineOptions) -> Result<(u64, Duration)> {
+    let entries = options.plan_cache_entries.unwrap_or(PLAN_CACHE_ENTRIES);
+    let age = options.plan_cache_age.unwrap_or(PLAN_CACHE_AGE);
+    let refused = |text: String, hint: String| Err(Error::new(ErrorCode::InvalidArgument, text).hint(hint));
+    if entries > PLAN_CACHE_ENTRIES_MAX {
+        let text = format!("the plan cache cannot have {entries} entries, which are not counted in bytes");
+        return refused(text, format!("give --plan-cache-entries up to {PLAN_CACHE_ENTRIES_MAX}; 0 switches it off"));
+    }
+    if age.is_zero() {
+        let text = "plans that are forgotten at once are of no use".to_owned();
+        return refused(text, "give --plan-cache-age 1 or more, or --plan-cache-entries 0 for no plans".to_owned());
+    }
+    if age > PLAN_CACHE_AGE_MAX {
+        let text = format!("plans that nobody asks for cannot be kept for {} s", age.as_secs());
+        return refused(text, format!("give --plan-cache-age up to {}, a year", PLAN_CACHE_AGE_MAX.as_secs()));
+    }
+    Ok((entries, age))
 }
 
 impl PlanCache {
+    /// An empty cache with the limits that `options` set.
+    ///
+    /// # Errors
+    /// `InvalidArgument` where one is of no use, or larger than it may be.
+    pub(crate) fn new(options: &EngineOptions) -> Result<Self> {
+        let (entries, age) = limits_of(options)?;
+        Ok(Self {
+            is_on: entries > 0,
+            entries: bounded(entries, age),
+            descriptions: bounded(entries, age),
+            lifts: bounded(entries, age),
+            seen: bounded(entries, age),
+            misses: AtomicU64::new(0),
+        })
+    }
+
+    /// Whether any plan is kept.
+    pub(crate) fn is_on(&self) -> bool {
+        self.is_on
+    }
+
     /// The plans of a statement, or of all statements of a shape.
     pub(crate) fn get(&self, key: &PlanKey) -> Option<Arc<Entry>> {
         self.entries.get(key)
@@ -212,6 +247,8 @@ impl PlanCache {
 
     /// All entries, those that saved most first. `initial` are the settings that sessions start with.
     pub(crate) fn lines(&self, initial: &Settings) -> Vec<PlanCacheLine> {
+        // What is over the limits goes when there is time for it.
+        self.entries.run_pending_tasks();
         let lines = self.entries.iter().map(|(key, entry)| entry.line(&key, initial));
         let mut lines: Vec<PlanCacheLine> = lines.collect();
         lines.sort_by(|one, other| {

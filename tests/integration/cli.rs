@@ -198,6 +198,33 @@ fn errors_of_sql_name_the_thing_and_what_to_do() {
 }
 
 #[test]
+fn the_plan_cache_has_the_size_and_the_age_that_were_asked_for() {
+    let kept = |options: &[&str]| {
+        let twice = ["-c", "SELECT 1 AS a; SELECT 1 AS a", "-c", "SELECT count(*) FROM system.plan_cache"];
+        let out = succeeds(&[&["sql", "--format", "csv"], options, &twice].concat());
+        last_line(&out).to_owned()
+    };
+    assert_eq!(kept(&[]), "1");
+    assert_eq!(kept(&["--plan-cache-entries", "1", "--plan-cache-age", "60"]), "1");
+    assert_eq!(kept(&["--plan-cache-entries", "0"]), "0");
+    let (age, entries) = ("--plan-cache-age", "--plan-cache-entries");
+    fails(&["sql", age, "0", "-c", "SELECT 1"], &["INVALID_ARGUMENT", "of no use", "--plan-cache-entries 0"]);
+    fails(&["sql", entries, "100000", "-c", "SELECT 1"], &["INVALID_ARGUMENT", "100000", "up to 16384"]);
+    fails(&["sql", entries, "many", "-c", "SELECT 1"], &["many", entries]);
+    // Those of a coordinator are its own.
+    fails(&["sql", "--url", "grpc://127.0.0.1:1", entries, "1", "-c", "SELECT 1"], &[entries, "--url"]);
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = format!("file://{}", dir.path().join("cluster").display());
+    succeeds(&["cluster", "init", "--cluster", &cluster, "--copies", "1"]);
+    let serve = ["serve", "--cluster", &cluster, "--listen", "127.0.0.1:0"];
+    fails(&[&serve[..], &[age, "40000000"]].concat(), &["INVALID_ARGUMENT", "40000000", "a year"]);
+    let server = Server::start(&[&serve[..], &[entries, "0"]].concat());
+    let shown = ["-c", "SELECT 1 AS a; SELECT count(*) FROM system.plan_cache"];
+    let out = succeeds(&[&["sql", "--url", &server.url, "--format", "csv"], &shown[..]].concat());
+    assert_eq!(last_line(&out), "0");
+}
+
+#[test]
 fn unsafe_quorums_and_clusters_that_exist_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let cluster = format!("file://{}", dir.path().display());

@@ -20,7 +20,7 @@ use crate::session::{Parameters, Prepared, QueryOutput};
 impl StatementContext {
     /// Finds out by what the plan of a statement is found, if it is kept.
     pub(crate) fn look_up(&mut self, sql: &str, parameters: &Parameters) {
-        if plan_cache_enabled(self.template.state.config().options()) {
+        if self.engine().plans().is_on() && plan_cache_enabled(self.template.state.config().options()) {
             self.lookup = Lookup::new(sql, parameters, &self.template, self.snapshot.schema_version);
         }
     }

@@ -6,6 +6,7 @@ mod files;
 mod generic_plans;
 mod lifted;
 mod plan_cache;
+mod plan_cache_limits;
 mod tables;
 mod various;
 mod views;

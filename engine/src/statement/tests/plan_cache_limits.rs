@@ -1,0 +1,85 @@
+//! How many plans are kept, and for how long.
+
+use super::*;
+
+async fn open(plan_cache_entries: Option<u64>, plan_cache_age: Option<Duration>) -> Result<Database> {
+    let options =
+        EngineOptions { plan_cache_entries, plan_cache_age, target_partitions: Some(2), ..Default::default() };
+    let engine = Engine::open_in_memory(Environment::system(), options).await?;
+    let db = Database { session: engine.session(), engine };
+    db.run(&["CREATE TABLE t AS SELECT value AS a, value % 10 AS b FROM generate_series(1, 100)"]).await;
+    Ok(db)
+}
+
+/// Runs a query of one row; whether its plan was kept.
+async fn hits(db: &Database, sql: &str, expected: &str) -> bool {
+    let output = db.session.execute(sql).await.unwrap();
+    let id = output.query_id;
+    assert_eq!(lines(output).await.unwrap(), [expected], "{sql}");
+    db.engine.queries().get(id).unwrap().plan_cache_hit
+}
+
+#[tokio::test]
+async fn a_full_cache_keeps_what_is_asked_for() {
+    let db = open(Some(4), None).await.unwrap();
+    let hot = "SELECT max(a) + min(b) FROM t";
+    assert!(!hits(&db, hot, "100").await);
+    for value in 0..30 {
+        // Each has an entry of its own, and is asked for once.
+        assert!(!hits(&db, &format!("SELECT max(a) + {value} FROM t"), &(100 + value).to_string()).await);
+        assert!(hits(&db, hot, "100").await, "{value}");
+        let kept: u64 = db.rows("SELECT count(*) FROM system.plan_cache").await[0].parse().unwrap();
+        assert!((1..=4).contains(&kept), "{kept} after {value}");
+    }
+    // One that comes again and again takes the place of one that does not.
+    let mut runs = 0;
+    while !hits(&db, "SELECT min(a) FROM t", "1").await {
+        runs += 1;
+        assert!(runs < 50, "never kept: {:?}", db.rows("SELECT key FROM system.plan_cache").await);
+    }
+    assert_eq!(db.rows("SELECT count(*) <= 4 FROM system.plan_cache").await, ["true"]);
+}
+
+#[tokio::test]
+async fn without_entries_every_statement_is_planned() {
+    let db = open(Some(0), None).await.unwrap();
+    db.run(&["PREPARE q AS SELECT max(a) FROM t WHERE b = $1"]).await;
+    for _ in 0..3 {
+        assert!(!hits(&db, "SELECT max(a) FROM t WHERE b = 3", "93").await);
+        assert!(!hits(&db, "EXECUTE q(4)", "94").await);
+    }
+    assert_eq!(db.session.prepare("SELECT max(a) FROM t WHERE b = 3").await.unwrap().schema.fields().len(), 1);
+    assert_eq!(db.rows("SELECT count(*) FROM system.plan_cache").await, ["0"]);
+    db.run(&["SET aubade.plan_cache = on", "DISCARD PLANS"]).await;
+    assert!(!hits(&db, "SELECT max(a) FROM t WHERE b = 3", "93").await);
+}
+
+#[tokio::test]
+async fn a_plan_that_nobody_asked_for_in_time_is_made_again() {
+    // More than that passes between any two looks at the clock.
+    let db = open(None, Some(Duration::from_nanos(1))).await.unwrap();
+    for _ in 0..3 {
+        assert!(!hits(&db, "SELECT max(a) FROM t WHERE b = 3", "93").await);
+    }
+    assert_eq!(db.rows("SELECT count(*) FROM system.plan_cache").await, ["0"]);
+    let db = open(None, Some(Duration::from_secs(3_600))).await.unwrap();
+    assert!(!hits(&db, "SELECT max(a) FROM t WHERE b = 3", "93").await);
+    assert!(hits(&db, "SELECT max(a) FROM t WHERE b = 3", "93").await);
+}
+
+#[tokio::test]
+async fn limits_that_will_not_do_are_refused() {
+    const YEAR: Duration = Duration::from_secs(365 * 24 * 3_600);
+    for (entries, age, option) in [
+        (Some(16_385), None, "--plan-cache-entries"),
+        (Some(u64::MAX), None, "--plan-cache-entries"),
+        (None, Some(Duration::ZERO), "--plan-cache-age"),
+        (None, Some(YEAR + Duration::from_secs(1)), "--plan-cache-age"),
+        (Some(0), Some(Duration::MAX), "--plan-cache-age"),
+    ] {
+        let error = open(entries, age).await.map(|_| ()).unwrap_err();
+        assert_eq!(error.code(), ErrorCode::InvalidArgument, "{entries:?} {age:?}");
+        assert!(error.hint_text().unwrap().contains(option), "{error:?}");
+    }
+    assert!(open(Some(16_384), Some(YEAR)).await.is_ok());
+}
