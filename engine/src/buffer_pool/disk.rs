@@ -5,6 +5,7 @@
 //! and is never changed; the files that were not used for longest make room for new ones. Nothing here is needed: what is
 //! missing, damaged or cannot be written only costs a fetch.
 
+mod folder;
 mod format;
 
 use std::collections::btree_map::Entry;
@@ -14,16 +15,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use aubade_environment::files::{read_file, replace_durable};
+use aubade_environment::Environment;
 use aubade_environment::tasks::run_blocking;
-use aubade_environment::{Environment, FileLock};
-use aubade_proto::{ClusterId, Error, ErrorCode, Result, ResultExt, SegmentId};
+use aubade_proto::{ClusterId, ErrorCode, Result, ResultExt, SegmentId};
 use bytes::Bytes;
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
-use crate::limits::{BUFFER_POOL_BLOCK_BYTES, BUFFER_POOL_DISK_PAUSE, BUFFER_POOL_DISK_WORK};
+use crate::limits::{BUFFER_POOL_DISK_PAUSE, BUFFER_POOL_DISK_WORK};
+use folder::Folder;
 use format::{Contents, encode, read_contents};
 
 /// Where the second tier of the buffer pool is.
@@ -38,32 +38,16 @@ pub struct BufferPoolDisk {
 /// Of the files that the tier writes; others in the folder are left alone.
 const SUFFIX: &str = ".blocks";
 const TEMPORARY: &str = ".blocks.tmp";
-const IDENTITY: &str = "buffer-pool.json";
-const FORMAT: u32 = 1;
-
-#[derive(PartialEq, Eq, Serialize, Deserialize)]
-struct Identity {
-    format: u32,
-    cluster_id: ClusterId,
-    block_bytes: u64,
-}
-
-impl Identity {
-    fn of(cluster_id: ClusterId) -> Self {
-        Self { format: FORMAT, cluster_id, block_bytes: BUFFER_POOL_BLOCK_BYTES }
-    }
-}
 
 /// See the module's doc.
 #[derive(Debug)]
 pub(crate) struct DiskTier {
     environment: Environment,
-    dir: PathBuf,
+    folder: Folder,
     bytes_max: u64,
     /// One permit for each piece of work on files: bounds how many threads a slow disk can take.
     work: Arc<Semaphore>,
     state: Mutex<State>,
-    _lock: Box<dyn FileLock>,
 }
 
 /// Files by their numbers: a later file has a higher one.
@@ -129,6 +113,12 @@ impl State {
         }
     }
 
+    /// All files are gone.
+    fn forget_files(&mut self) {
+        let numbers: Vec<u64> = self.files.keys().copied().collect();
+        numbers.into_iter().for_each(|number| self.remove(number));
+    }
+
     /// What a file holds, which is used now or only looked at.
     fn contents(&mut self, number: u64, uses: bool) -> Option<Arc<Contents>> {
         let kept = self.files.get_mut(&number)?;
@@ -171,35 +161,21 @@ impl DiskTier {
     /// `InUse` when another coordinator has it, `WrongCluster` when it is of another cluster, `Io` or `DiskFull` when it
     /// cannot be written.
     pub(crate) fn open(environment: &Environment, disk: &BufferPoolDisk, cluster: ClusterId) -> Result<Self> {
-        let (files, name) = (environment.files.as_ref(), disk.dir.display().to_string());
-        let hint = "choose a folder on a local disk that this process may write to";
-        files
-            .create_dir_all(&disk.dir)
-            .context(ErrorCode::Io, || format!("the folder {name} of the buffer pool cannot be made"))
-            .map_err(|error| error.hint(hint))?;
-        let lock = match files.lock(&disk.dir.join("LOCK")) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let text = format!("the folder {name} of the buffer pool is in use by another coordinator");
-                return Err(Error::new(ErrorCode::InUse, text).hint("stop that one, or choose another folder"));
-            }
-            locked => locked
-                .context(ErrorCode::Io, || format!("the folder {name} of the buffer pool cannot be written"))
-                .map_err(|error| error.hint(hint))?,
-        };
-        let is_ours = check_identity(environment, &disk.dir, cluster)?;
+        let (folder, is_ours) = Folder::take(environment, &disk.dir, cluster)?;
         let tier = Self {
             environment: environment.clone(),
-            dir: disk.dir.clone(),
+            folder,
             bytes_max: disk.bytes_max,
             work: Arc::new(Semaphore::new(BUFFER_POOL_DISK_WORK)),
             state: Mutex::default(),
-            _lock: lock,
         };
-        tier.find_files(is_ours)
-            .context(ErrorCode::Io, || format!("the folder {name} of the buffer pool cannot be read"))?;
-        if !is_ours {
+        tier.find_files(is_ours).context(ErrorCode::Io, || {
+            format!("the folder {} of the buffer pool cannot be read", disk.dir.display())
+        })?;
+        match is_ours {
+            true => tier.folder.try_write(&temporary(0))?,
             // Last: what another release has left is gone by now.
-            write_identity(environment, &disk.dir, cluster).map_err(|error| error.hint(hint))?;
+            false => tier.folder.sign()?,
         }
         Ok(tier)
     }
@@ -208,9 +184,9 @@ impl DiskTier {
         let files = self.environment.files.as_ref();
         let mut state = self.state.lock();
         let mut gone = Vec::new();
-        for name in files.list_files(&self.dir)? {
+        for name in files.list_files(self.folder.dir())? {
             let Some(number) = number_of(&name) else { continue };
-            let path = self.dir.join(&name);
+            let path = self.folder.path(&name);
             let mut contents = None;
             if is_ours && name.ends_with(SUFFIX) {
                 state.next = state.next.max(number);
@@ -230,7 +206,7 @@ impl DiskTier {
     }
 
     fn path(&self, number: u64) -> PathBuf {
-        self.dir.join(format!("{number:016x}{SUFFIX}"))
+        self.folder.path(&format!("{number:016x}{SUFFIX}"))
     }
 
     pub(crate) fn bytes_max(&self) -> u64 {
@@ -358,7 +334,7 @@ impl DiskTier {
         };
         let Some((number, gone)) = room else { return };
         self.remove_files(&gone);
-        let written = self.write_file(number, &head, &blocks);
+        let written = self.write_to_folder(number, &head, &blocks);
         let mut state = self.state.lock();
         state.writing = state.writing.saturating_sub(contents.bytes);
         match written {
@@ -366,15 +342,27 @@ impl DiskTier {
             Err(error) => {
                 state.figures.failed_writes += 1;
                 state.writes_from = now.saturating_add(BUFFER_POOL_DISK_PAUSE);
-                let dir = self.dir.display().to_string();
+                let dir = self.folder.dir().display().to_string();
                 tracing::warn!(dir, %error, "the buffer pool cannot write to its disk; it goes on without for a minute");
             }
         }
     }
 
+    /// Writes a file; where the folder is gone, into a new one.
+    fn write_to_folder(&self, number: u64, head: &[u8], blocks: &BTreeMap<u32, Bytes>) -> io::Result<()> {
+        if self.folder.is_held() {
+            match self.write_file(number, head, blocks) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                written => return written,
+            }
+        }
+        self.folder.make_again(|| self.state.lock().forget_files())?;
+        self.write_file(number, head, blocks)
+    }
+
     fn write_file(&self, number: u64, head: &[u8], blocks: &BTreeMap<u32, Bytes>) -> io::Result<()> {
         let files = self.environment.files.as_ref();
-        let temporary = self.dir.join(format!("{number:016x}{TEMPORARY}"));
+        let temporary = self.folder.path(&temporary(number));
         let written = (|| {
             let mut file = files.create_new(&temporary)?;
             file.write_all(head)?;
@@ -437,43 +425,16 @@ impl DiskTier {
     }
 }
 
+/// The name of a file that is being written.
+fn temporary(number: u64) -> String {
+    format!("{number:016x}{TEMPORARY}")
+}
+
 /// The number of a file that the tier has written, by its name.
 fn number_of(name: &str) -> Option<u64> {
     let stem = name.strip_suffix(TEMPORARY).or_else(|| name.strip_suffix(SUFFIX))?;
     let number = u64::from_str_radix(stem, 16).ok()?;
     (format!("{number:016x}") == stem && number < u64::MAX / 2).then_some(number)
-}
-
-/// Whether a folder has the files of `cluster` in the format of this release; `false` where it has none, or others.
-///
-/// # Errors
-/// `WrongCluster`, and `Io` where it cannot be told.
-fn check_identity(environment: &Environment, dir: &Path, cluster: ClusterId) -> Result<bool> {
-    let path = dir.join(IDENTITY);
-    let known = match read_file(environment.files.as_ref(), &path) {
-        Ok(bytes) => serde_json::from_slice::<Identity>(&bytes).ok(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => return Err(error).context(ErrorCode::Io, || format!("{} cannot be read", path.display())),
-    };
-    match known {
-        Some(known) if known.cluster_id != cluster => {
-            let text = format!(
-                "the folder {} of the buffer pool belongs to cluster {}, not to {cluster}",
-                dir.display(),
-                known.cluster_id
-            );
-            let hint = "choose another folder, or remove this one: it holds nothing that cannot be fetched again";
-            Err(Error::new(ErrorCode::WrongCluster, text).hint(hint))
-        }
-        known => Ok(known.is_some_and(|known| known == Identity::of(cluster))),
-    }
-}
-
-fn write_identity(environment: &Environment, dir: &Path, cluster: ClusterId) -> Result<()> {
-    let (files, path) = (environment.files.as_ref(), dir.join(IDENTITY));
-    let bytes = serde_json::to_vec_pretty(&Identity::of(cluster)).map_err(io::Error::other);
-    let written = bytes.and_then(|bytes| replace_durable(files, &path, &bytes, environment.random.next_u64()));
-    written.context(ErrorCode::Io, || format!("{} cannot be written", path.display()))
 }
 
 #[cfg(test)]

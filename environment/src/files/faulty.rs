@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{FileLock, FileSystem, ReadFile, WriteFile};
+use super::{FileLock, FileSystem, ReadFile, WriteFile, parent_of};
 
 /// EIO, the same number on every Unix.
 const DEVICE_ERROR: i32 = 5;
@@ -24,6 +24,8 @@ pub enum FileFault {
     SyncFails,
     /// Reads fail as on a device with bad sectors.
     ReadFails,
+    /// Nothing can be made, renamed or removed, as in a folder that may not be written. Locks are taken as before.
+    ReadOnly,
 }
 
 /// Another file system with a fault that can be switched while it runs.
@@ -51,6 +53,15 @@ impl FaultyFiles {
         *self.fault.lock() = fault;
     }
 
+    /// Whether names may change in the folder of `path`. One that is not there is no matter of rights.
+    fn check_folder_of(&self, path: &Path) -> io::Result<()> {
+        let checked = Self::check(&self.fault, FileFault::ReadOnly);
+        if checked.is_err() && self.inner.list_files(&parent_of(path)?).is_err() {
+            return Ok(());
+        }
+        checked
+    }
+
     fn check(fault: &Mutex<FileFault>, at: FileFault) -> io::Result<()> {
         if *fault.lock() != at {
             return Ok(());
@@ -60,6 +71,7 @@ impl FaultyFiles {
             FileFault::DiskFull => Err(io::ErrorKind::StorageFull.into()),
             FileFault::SyncFails => Err(io::Error::other("the device failed to sync (injected)")),
             FileFault::ReadFails => Err(io::Error::from_raw_os_error(DEVICE_ERROR)),
+            FileFault::ReadOnly => Err(io::ErrorKind::PermissionDenied.into()),
         }
     }
 }
@@ -102,10 +114,16 @@ impl ReadFile for FaultyReadFile {
 #[deny(clippy::missing_trait_methods)]
 impl FileSystem for FaultyFiles {
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        // One that exists need not be made.
+        let checked = Self::check(&self.fault, FileFault::ReadOnly);
+        if checked.is_err() && self.inner.list_files(path).is_err() {
+            return checked;
+        }
         self.inner.create_dir_all(path)
     }
 
     fn create_new(&self, path: &Path) -> io::Result<Box<dyn WriteFile>> {
+        self.check_folder_of(path)?;
         let inner = self.inner.create_new(path)?;
         Ok(Box::new(FaultyWriteFile { inner, fault: Arc::clone(&self.fault) }))
     }
@@ -116,18 +134,22 @@ impl FileSystem for FaultyFiles {
     }
 
     fn hard_link(&self, original: &Path, link: &Path) -> io::Result<()> {
+        self.check_folder_of(link)?;
         self.inner.hard_link(original, link)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.check_folder_of(to)?;
         self.inner.rename(from, to)
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.check_folder_of(path)?;
         self.inner.remove_file(path)
     }
 
     fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        Self::check(&self.fault, FileFault::ReadOnly)?;
         self.inner.remove_dir_all(path)
     }
 

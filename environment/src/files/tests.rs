@@ -47,6 +47,30 @@ fn a_full_disk_leaves_no_file() {
 }
 
 #[test]
+fn a_read_only_folder_stays_as_it_is() {
+    let files = FaultyFiles::new(Arc::new(MemoryFiles::default()));
+    let (folder, file) = (Path::new("/data"), Path::new("/data/one"));
+    files.create_dir_all(folder).unwrap();
+    create_durable(&files, file, b"hello", 1).unwrap();
+    files.set(FileFault::ReadOnly);
+    files.create_dir_all(folder).unwrap();
+    for denied in [
+        files.create_new(&folder.join("two")).map(drop),
+        files.hard_link(file, &folder.join("two")),
+        files.rename(file, &folder.join("two")),
+        files.remove_file(file),
+        files.remove_dir_all(folder),
+        files.create_dir_all(Path::new("/data/other")),
+    ] {
+        assert_eq!(denied.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+    }
+    let error = files.create_new(Path::new("/nowhere/one")).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    assert_eq!(files.list_files(folder).unwrap(), ["one"]);
+    assert_eq!(read_file(&files, file).unwrap(), "hello");
+}
+
+#[test]
 fn a_file_is_replaced_whole_or_not_at_all() {
     let files = FaultyFiles::new(Arc::new(MemoryFiles::default()));
     let folder = Path::new("/folder");

@@ -1,8 +1,10 @@
 use std::ops::Range;
 
+use aubade_environment::files::read_file;
 use aubade_environment::{FaultyFiles, FileFault, FileSystem, MemoryFiles};
 use uuid::Uuid;
 
+use super::folder::IDENTITY;
 use super::*;
 
 const DIR: &str = "/pool";
@@ -170,4 +172,96 @@ async fn a_folder_is_of_one_cluster_one_coordinator_and_one_format() {
     drop(tier);
     files.remove_file(&Path::new(DIR).join(IDENTITY)).unwrap();
     assert_eq!(open(&files, 1 << 20).unwrap_err().code(), ErrorCode::DiskFull);
+}
+
+#[tokio::test]
+async fn a_folder_that_may_not_be_written_is_refused() {
+    let files = files();
+    files.create_dir_all(Path::new(DIR)).unwrap();
+    // Whether it is new, or has files of this cluster.
+    for is_new in [true, false] {
+        files.set(FileFault::ReadOnly);
+        let error = open(&files, 1 << 20).unwrap_err();
+        assert_eq!(error.code(), ErrorCode::Io, "{error:?}");
+        assert!(error.message().contains(DIR) && error.message().contains("cannot be written"), "{error:?}");
+        assert!(error.hint_text().unwrap().contains("may write to"), "{error:?}");
+        files.set(FileFault::None);
+        let left = files.list_files(Path::new(DIR)).unwrap();
+        assert_eq!(left.len(), if is_new { 0 } else { 2 }, "{left:?}");
+        let tier = open(&files, 1 << 20).unwrap();
+        tier.write(segment(1), names(), blocks(0..2)).await;
+    }
+    files.remove_dir_all(Path::new(DIR)).unwrap();
+    files.set(FileFault::ReadOnly);
+    let error = open(&files, 1 << 20).unwrap_err();
+    assert!(error.code() == ErrorCode::Io && error.message().contains("cannot be made"), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_folder_that_becomes_read_only_is_still_read() {
+    let files = files();
+    let tier = open(&files, 4_000).unwrap();
+    tier.write(segment(1), names(), blocks(0..2)).await;
+    files.set(FileFault::ReadOnly);
+    tier.write(segment(2), names(), blocks(0..1)).await;
+    assert_eq!(tier.read(segment(1), BTreeSet::from([0, 1]), false).await, blocks(0..2));
+    assert!(tier.read(segment(2), BTreeSet::from([0]), false).await.is_empty());
+    assert_eq!((tier.figures().failed_writes, tier.figures().damaged), (1, 0));
+    // What it may not remove is not used any more, and found when it is opened again.
+    tier.clear().await;
+    assert_eq!((tier.figures().bytes, written(&files).len()), (0, 1));
+    files.set(FileFault::None);
+    drop(tier);
+    assert_eq!(open(&files, 4_000).unwrap().read(segment(1), BTreeSet::from([0, 1]), false).await, blocks(0..2));
+}
+
+#[tokio::test]
+async fn a_folder_that_was_removed_is_made_again() {
+    let files = files();
+    let tier = open(&files, 1 << 20).unwrap();
+    tier.write(segment(1), names(), blocks(0..2)).await;
+    tier.write(segment(2), names(), blocks(0..2)).await;
+    files.remove_dir_all(Path::new(DIR)).unwrap();
+    assert!(tier.read(segment(1), BTreeSet::from([0, 1]), false).await.is_empty());
+    tier.write(segment(3), names(), blocks(0..1)).await;
+    assert_eq!(tier.read(segment(3), BTreeSet::from([0]), false).await, blocks(0..1));
+    // Nothing counts that is gone.
+    assert!(tier.read(segment(2), BTreeSet::from([0, 1]), false).await.is_empty());
+    assert_eq!((tier.figures().failed_writes, tier.figures().damaged, tier.recent().len()), (0, 0, 1));
+    tier.write(segment(1), names(), blocks(0..2)).await;
+    assert_eq!(written(&files).len(), 2);
+    // It is held as before, and has all that it needs to be opened again.
+    assert_eq!(open(&files, 1 << 20).unwrap_err().code(), ErrorCode::InUse);
+    let bytes = tier.figures().bytes;
+    drop(tier);
+    let tier = open(&files, 1 << 20).unwrap();
+    assert_eq!((tier.figures().bytes, tier.figures().damaged), (bytes, 0));
+    assert_eq!(tier.read(segment(1), BTreeSet::from([0, 1]), false).await, blocks(0..2));
+}
+
+#[tokio::test]
+async fn a_folder_that_another_coordinator_has_made_again_is_left_to_it() {
+    let files = files();
+    let tier = open(&files, 1 << 20).unwrap();
+    tier.write(segment(1), names(), blocks(0..2)).await;
+    files.remove_dir_all(Path::new(DIR)).unwrap();
+    // It cannot be made again now, and so is nobody's.
+    files.set(FileFault::ReadOnly);
+    tier.write(segment(2), names(), blocks(0..1)).await;
+    files.set(FileFault::None);
+    let other = open(&files, 1 << 20).unwrap();
+    other.write(segment(3), names(), blocks(0..1)).await;
+    let write_again = async || {
+        // As after the pause.
+        tier.state.lock().writes_from = Duration::ZERO;
+        tier.write(segment(2), names(), blocks(0..1)).await;
+        assert!(tier.read(segment(2), BTreeSet::from([0]), false).await.is_empty());
+        written(&files).len()
+    };
+    assert_eq!(write_again().await, 1);
+    drop(other);
+    assert_eq!(write_again().await, 1);
+    assert_eq!(tier.figures().failed_writes, 3);
+    drop(tier);
+    assert_eq!(open(&files, 1 << 20).unwrap().read(segment(3), BTreeSet::from([0]), false).await, blocks(0..1));
 }

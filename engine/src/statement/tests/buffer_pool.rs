@@ -375,6 +375,29 @@ async fn the_second_tier_fills_the_pool_after_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_second_tier_whose_folder_was_removed_goes_on_in_a_new_one() {
+    let folders = Folders::new();
+    let db = folders.open().await;
+    let rows = "SELECT value AS a, value % 10 AS b FROM generate_series(1, 1000)";
+    let tables = [format!("CREATE TABLE t AS {rows}"), format!("CREATE TABLE u AS {rows}")];
+    db.run(&[&tables[0], &tables[1], "CACHE TABLE t"]).await;
+    assert!(metric(&db, "buffer_pool_disk_bytes").await > 0);
+    std::fs::remove_dir_all(folders.disk.path()).unwrap();
+    db.run(&["CACHE TABLE u"]).await;
+    assert!(metric(&db, "buffer_pool_disk_bytes").await > 0);
+    assert_eq!(metric(&db, "buffer_pool_disk_failed_writes").await, 0);
+    let error =
+        Engine::open_embedded(Environment::system(), tempfile::tempdir().unwrap().path(), folders.options()).await;
+    assert_eq!(error.unwrap_err().code(), ErrorCode::InUse);
+    db.engine.shutdown().await;
+    drop(db);
+    let db = folders.open().await;
+    until(&db, "SELECT count(*) = 2 FROM system.buffer_pool WHERE table_name = 'u' AND segments = 1").await;
+    assert_eq!(db.rows("SELECT count(*) FROM system.buffer_pool WHERE table_name = 't' AND segments > 0").await, ["0"]);
+    db.engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_pool_gives_way_before_queries_fail() {
     let open = |buffer_pool_bytes| async move {
         let memory = Some(4 << 20);
