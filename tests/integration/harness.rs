@@ -77,6 +77,8 @@ pub struct TestCluster {
     pub scrub_bytes_per_second: u64,
     /// The wait from which on nodes that are started from now on hand scans back.
     pub pushback_wait: Duration,
+    /// Of coordinators that are started from now on.
+    pub options: EngineOptions,
     cluster_id: ClusterId,
     dir: TempDir,
 }
@@ -137,7 +139,7 @@ impl TestCluster {
             let path = dir.path().join(format!("node{index}"));
             started.push(start_node(&environment, &manifest, cluster_id, &path, index, 0, PUSHBACK_WAIT).await);
         }
-        let engine = Engine::open_with_store(environment.clone(), coordinator_store, options).await.unwrap();
+        let engine = Engine::open_with_store(environment.clone(), coordinator_store, options.clone()).await.unwrap();
         Self {
             environment,
             store,
@@ -145,6 +147,7 @@ impl TestCluster {
             nodes: started,
             scrub_bytes_per_second: 0,
             pushback_wait: PUSHBACK_WAIT,
+            options,
             cluster_id,
             dir,
         }
@@ -189,8 +192,9 @@ impl TestCluster {
 
     /// Replaces the coordinator, as after a crash of the old one.
     pub async fn restart_engine(&mut self) {
+        let options = self.options.clone();
         self.engine =
-            Engine::open_with_store(self.environment.clone(), Arc::clone(&self.store), asking_nodes()).await.unwrap();
+            Engine::open_with_store(self.environment.clone(), Arc::clone(&self.store), options).await.unwrap();
     }
 
     /// Waits until `condition` holds of the cluster's status; fails the test after 30 s.

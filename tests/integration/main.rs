@@ -10,6 +10,7 @@ mod cluster;
 mod embedded;
 mod faults;
 mod harness;
+mod mixed;
 mod oracle;
 mod plain;
 mod repair;

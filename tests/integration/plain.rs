@@ -81,14 +81,21 @@ pub async fn run_in(session: &Session, sql: &str) -> Result<Vec<RecordBatch>, Er
 
 /// Loads a table in place of the one that had its name: one segment for each batch.
 pub async fn load(engine: &Engine, name: &str, schema: &SchemaRef, segments: &[RecordBatch]) {
-    let ingest = async |mode, batches: Vec<RecordBatch>| {
-        let target = IngestTarget { schema: None, table: name.to_owned(), mode };
-        let batches = stream::iter(batches.into_iter().map(Ok));
-        let rows = RecordBatchStreamAdapter::new(Arc::clone(schema), batches);
-        engine.session().ingest(target, Box::pin(rows)).await.unwrap();
-    };
-    ingest(IngestMode::Replace, segments.first().cloned().into_iter().collect()).await;
-    for segment in segments.iter().skip(1) {
-        ingest(IngestMode::Append, vec![segment.clone()]).await;
+    let first = segments.first().cloned().into_iter().collect();
+    ingest(engine, name, schema, IngestMode::Replace, first).await;
+    append(engine, name, schema, segments.get(1..).unwrap_or_default()).await;
+}
+
+/// Adds to a table: one segment for each batch.
+pub async fn append(engine: &Engine, name: &str, schema: &SchemaRef, segments: &[RecordBatch]) {
+    for segment in segments {
+        ingest(engine, name, schema, IngestMode::Append, vec![segment.clone()]).await;
     }
+}
+
+async fn ingest(engine: &Engine, name: &str, schema: &SchemaRef, mode: IngestMode, batches: Vec<RecordBatch>) {
+    let target = IngestTarget { schema: None, table: name.to_owned(), mode };
+    let batches = stream::iter(batches.into_iter().map(Ok));
+    let rows = RecordBatchStreamAdapter::new(Arc::clone(schema), batches);
+    engine.session().ingest(target, Box::pin(rows)).await.unwrap();
 }
