@@ -1,5 +1,7 @@
 //! What storage nodes and the coordinator keep of one query for the next.
 
+use std::collections::BTreeSet;
+
 use aubade_engine::Session;
 use futures::TryStreamExt;
 
@@ -38,6 +40,40 @@ async fn the_first_rows_of_segments_are_kept_where_others_had_no_say_in_them() {
     assert_eq!(number(&cluster.engine, least).await, 999);
     let newest = "SELECT max(n) FROM (SELECT n FROM numbers WHERE n % 3 = 0 ORDER BY n % 1000 DESC, n DESC LIMIT 3)";
     assert_eq!(number(&cluster.engine, newest).await, 30_999);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_another_value_each_time_is_never_taken_from_before() {
+    let cluster = TestCluster::start(3, 3).await;
+    load_numbers(&cluster.engine, 3_000, 3).await;
+    for sql in [
+        "SELECT count(*) FROM numbers WHERE random() < 2",
+        "SELECT count(*) FROM numbers WHERE n % 3 = 0 AND random() < 2",
+        "SELECT random() < 2 AS r, count(*) FROM numbers WHERE n % 3 = 0 GROUP BY r",
+        "SELECT sum(n + CAST(random() * 0 AS BIGINT)) FROM numbers WHERE n % 3 = 0",
+        "SELECT count(DISTINCT uuid()) FROM numbers WHERE n % 3 = 0",
+        "SELECT n FROM numbers WHERE n % 3 = 0 ORDER BY random(), n LIMIT 5",
+        "SELECT count(*), max(text) FROM numbers WHERE n % 3 = 0 AND to_timestamp_nanos(n) < now()",
+        "SELECT max(now() - to_timestamp_nanos(n)) FROM numbers WHERE n % 3 = 0",
+    ] {
+        for time in 0..3 {
+            let (_, record) = run_with_record(&cluster.engine, sql).await.unwrap();
+            assert_eq!((record.segments_scanned, record.segments_kept), (3, 0), "{sql}, {time}: {record:?}");
+            assert_eq!(record.rows_in, 3_000, "{sql}, {time}: {record:?}");
+        }
+    }
+    let random = "SELECT count(*) FROM (SELECT random() < 0.5 AS r FROM numbers) WHERE r";
+    let mut counts = BTreeSet::new();
+    for _ in 0..8 {
+        counts.insert(number(&cluster.engine, random).await);
+    }
+    assert!(counts.len() > 1, "{counts:?}");
+    // The same without them is.
+    let plain = "SELECT count(*), max(text) FROM numbers WHERE n % 3 = 0";
+    for kept in [0, 3] {
+        let (_, record) = run_with_record(&cluster.engine, plain).await.unwrap();
+        assert_eq!((record.segments_scanned, record.segments_kept), (3, kept), "{record:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -141,6 +141,24 @@ async fn results_over_pooled_columns_are_kept_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn results_that_differ_each_time_are_not_kept() {
+    let db = open(POOL_BYTES).await;
+    db.run(&["CACHE TABLE t", "SET aubade.fragment_cache = on"]).await;
+    for sql in [
+        "SELECT sum(a) FROM t WHERE random() < 2",
+        "SELECT count(*) FROM t WHERE b < 5 AND random() < 2",
+        "SELECT b, count(*), min(random()) FROM t GROUP BY b",
+        "SELECT count(*), max(c) FROM t WHERE b < 5 AND to_timestamp_nanos(a) < now()",
+    ] {
+        for time in 0..3 {
+            let record = run(&db, sql).await.1;
+            assert_eq!((record.segments_pooled, record.segments_kept), (1, 0), "{sql}, {time}: {record:?}");
+        }
+    }
+    db.engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn columns_that_are_used_stay_and_others_make_room() {
     // Room for one of the two tables.
     let db = open(200 << 10).await;
