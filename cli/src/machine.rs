@@ -59,8 +59,8 @@ pub(crate) struct MachineArguments {
     #[arg(long, value_name = "SIZE")]
     memory_limit: Option<ByteSize>,
 
-    /// Memory for decoded columns of hot tables, like 8GiB, beside the memory limit; 0 for none [default: a quarter of
-    /// the machine's memory]
+    /// Memory for decoded columns of hot tables, like 8GiB, beside the memory limit; a sixteenth of it is for results of
+    /// fragments over these columns; 0 for none [default: a quarter of the machine's memory]
     #[arg(long, value_name = "SIZE")]
     buffer_pool: Option<ByteSize>,
 

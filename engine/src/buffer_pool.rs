@@ -391,8 +391,8 @@ impl BufferPool {
         let others = state.pinned.bytes();
         if others.saturating_add(more) > self.bytes_max {
             let text = format!(
-                "{} takes about {more} bytes in the buffer pool, which has {}, and {others} are taken by tables that are \
-                 cached",
+                "{} takes about {more} bytes in the buffer pool, which has {} for columns, and {others} are taken by \
+                 tables that are cached",
                 table.name, self.bytes_max
             );
             return Err(Error::new(ErrorCode::LimitExceeded, text).hint(

@@ -84,7 +84,8 @@ pub struct EngineOptions {
     pub target_partitions: Option<usize>,
     /// Which local files SQL may read and write.
     pub file_access: FileAccess,
-    /// Memory for decoded columns of hot segments, bytes, beside the memory limit; 0: none are kept.
+    /// Memory for decoded columns of hot segments, bytes, beside the memory limit; 0: none are kept. A sixteenth of it
+    /// is for results of fragments over these columns.
     pub buffer_pool_bytes: u64,
     /// How the buffer pool chooses what it keeps.
     pub buffer_pool_policy: BufferPoolPolicy,

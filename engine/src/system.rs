@@ -46,7 +46,17 @@ fn metrics(engine: &Engine) -> Vec<Metric> {
     }
     if let Some(pool) = engine.cluster().buffer_pool() {
         let (bytes_max, bytes) = (count(pool.bytes_max()), count(pool.bytes()));
-        metrics.push(Metric::new("buffer_pool_limit_bytes", bytes_max, "memory that decoded columns may take"));
+        let for_results = engine.options().buffer_pool_bytes.saturating_sub(bytes_max);
+        metrics.push(Metric::new(
+            "buffer_pool_limit_bytes",
+            bytes_max,
+            "memory that decoded columns may take: the buffer pool less what is for results",
+        ));
+        metrics.push(Metric::new(
+            "buffer_pool_results_limit_bytes",
+            for_results,
+            "memory of the buffer pool that results of fragments over its columns may take, a sixteenth of it",
+        ));
         metrics.push(Metric::new("buffer_pool_bytes", bytes, "memory that decoded columns take now"));
         let lent = count(pool.lent_bytes());
         metrics.push(Metric::new(

@@ -129,9 +129,10 @@ pub(crate) async fn load_table(
         let (bytes_max, lent) = (pool.bytes_max(), pool.lent_bytes());
         let name = &table.name;
         let text = match lent {
-            0 => format!("not all of {name} found room in the buffer pool of {bytes_max} bytes"),
+            0 => format!("not all of {name} found room in the {bytes_max} bytes that the buffer pool has for columns"),
             _ => format!(
-                "not all of {name} found room in the buffer pool of {bytes_max} bytes, {lent} of which queries use now"
+                "not all of {name} found room in the {bytes_max} bytes that the buffer pool has for columns, {lent} of \
+                 which queries use now"
             ),
         };
         return Err(Error::new(ErrorCode::LimitExceeded, text)

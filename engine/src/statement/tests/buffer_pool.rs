@@ -141,6 +141,14 @@ async fn results_over_pooled_columns_are_kept_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_asked_for_is_shared_by_columns_and_results() {
+    let db = open(POOL_BYTES).await;
+    let (columns, results) = ("buffer_pool_limit_bytes", "buffer_pool_results_limit_bytes");
+    assert_eq!((metric(&db, columns).await, metric(&db, results).await), (POOL_BYTES / 16 * 15, POOL_BYTES / 16));
+    db.engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn results_that_differ_each_time_are_not_kept() {
     let db = open(POOL_BYTES).await;
     db.run(&["CACHE TABLE t", "SET aubade.fragment_cache = on"]).await;
