@@ -76,18 +76,13 @@ pub(crate) struct MachineArguments {
     #[arg(long, value_name = "POLICY", value_enum, default_value_t = PolicyArgument::Weighted)]
     buffer_pool_policy: PolicyArgument,
 
-    /// Results of aggregates over the segments of a table that are kept for the next time, beside the memory limit; 0
-    /// for none [default: 64MiB]
-    #[arg(long, value_name = "SIZE")]
-    fragment_cache: Option<ByteSize>,
-
     #[command(flatten)]
-    plan_cache: PlanCacheArguments,
+    caches: CacheArguments,
 }
 
-/// What a coordinator, or an embedded engine, keeps of plans.
+/// What a coordinator, or an embedded engine, keeps of one query for the next.
 #[derive(Clone, Debug, Default, Args)]
-pub(crate) struct PlanCacheArguments {
+pub(crate) struct CacheArguments {
     /// Plans of queries that are kept for the next time, at most; 0 for none [default: 512]
     #[arg(long, value_name = "PLANS")]
     plan_cache_entries: Option<u64>,
@@ -95,14 +90,20 @@ pub(crate) struct PlanCacheArguments {
     /// Time after which a plan that no query asked for is forgotten, seconds [default: 3600]
     #[arg(long, value_name = "SECONDS")]
     plan_cache_age: Option<u64>,
+
+    /// Results of aggregates over the segments of a table that are kept, beside the memory limit; 0 for none [default:
+    /// 64MiB]
+    #[arg(long, value_name = "SIZE")]
+    fragment_cache: Option<ByteSize>,
 }
 
-impl PlanCacheArguments {
+impl CacheArguments {
     /// `options` with these limits; the engine tells whether they will do.
     pub(crate) fn set_in(&self, options: EngineOptions) -> EngineOptions {
         EngineOptions {
             plan_cache_entries: self.plan_cache_entries,
             plan_cache_age: self.plan_cache_age.map(Duration::from_secs),
+            fragment_cache_bytes: self.fragment_cache.map(|size| size.0),
             ..options
         }
     }
@@ -137,7 +138,7 @@ impl MachineArguments {
     pub(crate) fn engine_options(&self) -> Result<EngineOptions> {
         let limit = self.memory_limit.map(|size| size.0);
         let options = EngineOptions { memory_limit_bytes: limit, ..EngineOptions::default() };
-        let options = self.plan_cache.set_in(options);
+        let options = self.caches.set_in(options);
         let for_queries = u64::try_from(options.memory_limit_bytes()).unwrap_or(u64::MAX);
         let disk = self.buffer_pool_disk.clone();
         if disk.is_some() && self.buffer_pool_disk_size.0 < POOL_DISK_BYTES_MIN {
@@ -152,7 +153,6 @@ impl MachineArguments {
                 PolicyArgument::Weighted => BufferPoolPolicy::Weighted,
                 PolicyArgument::Lfu => BufferPoolPolicy::LeastFrequentlyUsed,
             },
-            fragment_cache_bytes: self.fragment_cache.map(|size| size.0),
             ..options
         })
     }
@@ -207,9 +207,9 @@ mod tests {
 
     #[test]
     fn limits_of_plans_are_the_engine_s_where_nobody_says() {
-        let options = PlanCacheArguments::default().set_in(EngineOptions::default());
+        let options = CacheArguments::default().set_in(EngineOptions::default());
         assert_eq!((options.plan_cache_entries, options.plan_cache_age), (None, None));
-        let arguments = PlanCacheArguments { plan_cache_entries: Some(0), plan_cache_age: Some(90) };
+        let arguments = CacheArguments { plan_cache_entries: Some(0), plan_cache_age: Some(90), fragment_cache: None };
         let options = arguments.set_in(EngineOptions { memory_limit_bytes: Some(1), ..EngineOptions::default() });
         assert_eq!((options.plan_cache_entries, options.plan_cache_age), (Some(0), Some(Duration::from_secs(90))));
         assert_eq!(options.memory_limit_bytes, Some(1));

@@ -16,7 +16,7 @@ use aubade_proto::{Error, ErrorCode, Result};
 use futures::stream::BoxStream;
 use uuid::Uuid;
 
-use crate::machine::PlanCacheArguments;
+use crate::machine::CacheArguments;
 use crate::size::ByteSize;
 use embedded::Embedded;
 use remote::Remote;
@@ -30,7 +30,7 @@ const RECORD_PAUSE: Duration = Duration::from_millis(10);
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct TargetArgs {
     /// The coordinator's Flight SQL address, like grpc://127.0.0.1:7000
-    #[arg(long, conflicts_with_all = ["data_dir", "PlanCacheArguments"])]
+    #[arg(long, conflicts_with_all = ["data_dir", "CacheArguments"])]
     pub(crate) url: Option<String>,
 
     /// Run embedded, with the tables of an embedded one-node cluster in this folder (made if absent)
@@ -42,7 +42,7 @@ pub(crate) struct TargetArgs {
     pub(crate) memory_limit: Option<ByteSize>,
 
     #[command(flatten)]
-    pub(crate) plan_cache: PlanCacheArguments,
+    pub(crate) plan_cache: CacheArguments,
 }
 
 impl TargetArgs {

@@ -38,7 +38,7 @@ async fn cluster(segments: &[RecordBatch]) -> TestCluster {
     let mut cluster = TestCluster::start(3, 1).await;
     cluster.pushback_wait = Duration::ZERO;
     cluster.restart_node(0).await;
-    cluster.options = EngineOptions { buffer_pool_bytes: POOL_BYTES, ..EngineOptions::default() };
+    cluster.options = EngineOptions { buffer_pool_bytes: POOL_BYTES, ..cluster.options.clone() };
     cluster.engine.shutdown().await;
     cluster.restart_engine().await;
     let all_alive = |status: &ClusterStatus| status.nodes.iter().all(|node| node.alive == Some(true));
