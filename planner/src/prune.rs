@@ -9,25 +9,28 @@ use arrow::datatypes::{DataType, SchemaRef};
 use aubade_catalog::SegmentStatistics;
 use datafusion::logical_expr::Operator;
 use datafusion::physical_expr::expressions::{BinaryExpr, Column, IsNotNullExpr, IsNullExpr, Literal};
-use datafusion::physical_expr::{PhysicalExpr, split_conjunction};
+use datafusion::physical_expr::{PhysicalExpr, conjunction_opt, split_conjunction};
 use datafusion::physical_optimizer::pruning::PruningPredicateBuilder;
+
+use crate::subquery_values::needs_subquery;
 
 /// Longer lists in `IN (...)` prune nothing: each value takes a pass over the statistics of all segments.
 const IN_LIST_MAX: usize = 128;
 
 /// Indices of the segments that may hold a row for which `filter` (over `schema`) is true. When statistics cannot tell,
-/// a segment is kept: pruning never decides an answer.
+/// a segment is kept: pruning never decides an answer. What needs a subquery that has yet to run rules out none.
 pub fn prune_segments(
     statistics: &SegmentStatistics,
     schema: &SchemaRef,
     filter: Option<&Arc<dyn PhysicalExpr>>,
 ) -> Vec<usize> {
     let all = || (0..statistics.row_counts().len()).collect::<Vec<_>>();
-    let Some(filter) = filter else { return all() };
+    let known = |filter| split_conjunction(filter).into_iter().filter(|conjunct| !needs_subquery(conjunct)).cloned();
+    let Some(filter) = filter.and_then(|filter| conjunction_opt(known(filter))) else { return all() };
     let predicate = PruningPredicateBuilder::new()
         .with_file_schema(Arc::clone(schema))
         .with_max_in_list_size(IN_LIST_MAX)
-        .try_build(Arc::clone(filter));
+        .try_build(Arc::clone(&filter));
     let keep = predicate.and_then(|predicate| predicate.prune(statistics));
     match keep {
         Ok(keep) => keep.into_iter().enumerate().filter_map(|(index, keep)| keep.then_some(index)).collect(),

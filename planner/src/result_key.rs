@@ -32,6 +32,7 @@ use crate::join_keys::JoinKeysExec;
 use crate::kept_states::KeptStatesExec;
 use crate::rewrite::unordered_grouping_sets::UnorderedExec;
 use crate::scan_exec::StorageScanExec;
+use crate::subquery_values::{Resolved, resolve};
 use crate::template::make_anew;
 
 /// Bytes that name a result: what has longer lists of values, or larger build sides, is hardly asked for twice.
@@ -116,6 +117,18 @@ impl Digest {
         // Encoding what will not be used would cost more than it is worth.
         self.bytes_left.checked_sub(build_bytes)?;
         self.add(table.0.as_bytes())?;
+        match resolve(fragment).ok()? {
+            None => self.add_resolved(fragment),
+            Some(Resolved::Fragment(fragment)) => self.add_resolved(&fragment),
+            Some(Resolved::Nothing) => None,
+        }
+    }
+
+    fn add_resolved(&mut self, fragment: &Fragment) -> Option<()> {
+        let operators = fragment.reduction().map(Reduction::plan);
+        if !operators.is_none_or(|operators| operators_mean_the_same(operators)) {
+            return None;
+        }
         self.add(&encode_fragment(fragment).ok()?.encode_to_vec())
     }
 
@@ -167,14 +180,19 @@ fn without_run(plan: &Arc<dyn ExecutionPlan>) -> Option<Arc<dyn ExecutionPlan>> 
     }
     let placeholder = |child: &Arc<dyn ExecutionPlan>| Arc::new(EmptyExec::new(child.schema())) as _;
     let operator = make_anew(plan, plan.children().into_iter().map(placeholder).collect()).ok()?;
-    let mut is_same = true;
-    operator
-        .apply_expressions(&mut |expression| {
-            is_same &= means_the_same(expression);
+    operators_mean_the_same(&operator).then_some(operator)
+}
+
+/// Whether all expressions of operators say what their values depend on.
+fn operators_mean_the_same(operators: &Arc<dyn ExecutionPlan>) -> bool {
+    let mut same = true;
+    let walked = operators.apply(|operator| {
+        operator.apply_expressions(&mut |expression| {
+            same &= means_the_same(expression);
             Ok(TreeNodeRecursion::Continue)
         })
-        .ok()?;
-    is_same.then_some(operator)
+    });
+    same && walked.is_ok()
 }
 
 /// Whether an expression says all that its value depends on.

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 
 use crate::join_keys::{JoinKeys, SizedFilter};
 use crate::rewrite::Pushable;
+use crate::subquery_values::with_values;
 
 /// Bytes of all sets of keys in a fragment: they travel with every request, of which a storage node
 /// takes 16 MiB.
@@ -75,7 +76,8 @@ impl RuntimeFilter {
     /// What is known by now, as conjuncts that can be sent.
     fn known(&self, pushable: Option<&Pushable>, fragment: &Fragment, config: &ConfigOptions) -> Vec<SizedFilter> {
         if let Some(keys) = &self.keys {
-            return keys.filters(&self.columns, fragment.scan_schema());
+            let columns = self.columns.iter().map(with_values).collect::<Result<Vec<_>, _>>();
+            return columns.map_or_else(|_| Vec::new(), |columns| keys.filters(&columns, fragment.scan_schema()));
         }
         let dynamic = self.dynamic.as_ref().and_then(|dynamic| dynamic.downcast_ref::<DynamicFilterPhysicalExpr>());
         let Some(dynamic) = dynamic else { return Vec::new() };
@@ -88,8 +90,9 @@ impl RuntimeFilter {
         };
         conjuncts
             .filter(says_something)
+            .filter_map(|conjunct| with_values(conjunct).ok())
             .filter(|conjunct| pushable.check_filter(conjunct, fragment.scan_schema(), config).is_ok())
-            .map(|conjunct| (Arc::clone(conjunct), 0))
+            .map(|conjunct| (conjunct, 0))
             .collect()
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use arrow::datatypes::SchemaRef;
-use arrow::record_batch::RecordBatch;
+use arrow::record_batch::{RecordBatch, RecordBatchOptions};
 use aubade_catalog::Snapshot;
 use aubade_catalog::snapshot::Table;
 use aubade_proto::{Error, Fragment, ProjectionColumn, Reduction, SegmentId};
@@ -54,6 +54,7 @@ use crate::rewrite::push_reduction::before_reduction;
 use crate::runtime_filter::{RuntimeFilter, RuntimeFragment};
 use crate::scan_metrics::ScanMetrics;
 use crate::shared_scan::SharedScan;
+use crate::subquery_values::{Resolved, resolve};
 
 /// What a scan is of, whatever its fragment.
 #[derive(Clone, Debug)]
@@ -95,7 +96,8 @@ impl Segments {
 /// A scan of one table's segments with all that was pushed into it.
 ///
 /// Its output partitions are shares of the segments that statistics do not rule out. A limit of the fragment holds for
-/// each partition, as DataFusion wants it of a leaf.
+/// each partition, as DataFusion wants it of a leaf. Its expressions may need scalar subqueries, which run before the
+/// scan begins: their values are put in then, and rule out segments once more.
 #[derive(Clone)]
 pub struct StorageScanExec {
     target: ScanTarget,
@@ -572,6 +574,24 @@ impl StorageScanExec {
         self.metrics.output_rows.add(kept.batches.iter().map(RecordBatch::num_rows).sum());
     }
 
+    /// The fragment with the values of subqueries, which have run by now, and those of `segments` that may have rows for
+    /// it.
+    fn resolved(&self, mut segments: Vec<usize>) -> Result<(Arc<Fragment>, Vec<usize>)> {
+        let (fragment, kept) = match resolve(&self.fragment)? {
+            None => return Ok((Arc::clone(&self.fragment), segments)),
+            Some(Resolved::Nothing) => (Arc::clone(&self.fragment), Vec::new()),
+            Some(Resolved::Fragment(fragment)) => {
+                let statistics = &self.target.table.statistics;
+                let kept = prune_segments(statistics, fragment.scan_schema(), fragment.filter());
+                (Arc::new(fragment), kept)
+            }
+        };
+        let planned = segments.len();
+        segments.retain(|segment| kept.binary_search(segment).is_ok());
+        self.metrics.segments_pruned_runtime.add(planned.saturating_sub(segments.len()));
+        Ok((fragment, segments))
+    }
+
     /// Runs the fragment on `segments`, the share of `partition`, but for those of which the result is kept.
     fn scan(
         &self,
@@ -595,7 +615,13 @@ impl StorageScanExec {
         context: Arc<TaskContext>,
     ) -> Result<SendableRecordBatchStream> {
         let schema = self.schema();
-        if segments.is_empty() || self.fragment.limit() == Some(0) {
+        let is_nothing = |segments: &Vec<usize>| segments.is_empty() || self.fragment.limit() == Some(0);
+        if is_nothing(&segments) {
+            return Ok(Box::pin(EmptyRecordBatchStream::new(schema)));
+        }
+        let (fragment, segments) = self.resolved(segments)?;
+        let has_values = !Arc::ptr_eq(&fragment, &self.fragment);
+        if is_nothing(&segments) {
             return Ok(Box::pin(EmptyRecordBatchStream::new(schema)));
         }
         let task = ScanTask {
@@ -603,7 +629,7 @@ impl StorageScanExec {
             table: Arc::clone(&self.target.table),
             segments: self.in_order_of_first_rows(segments),
             fragment: RuntimeFragment::new(
-                Arc::clone(&self.fragment),
+                fragment,
                 Arc::clone(&self.runtime_filters),
                 self.pushable.clone(),
                 Arc::clone(context.session_config().options()),
@@ -617,6 +643,7 @@ impl StorageScanExec {
             schema,
             inner: Some(inner),
             rows_left,
+            has_values,
             metrics: self.metrics.clone(),
         })))
     }
@@ -782,6 +809,8 @@ struct ScanStream {
     /// `None` after the end, so that the scan stops at once.
     inner: Option<SendableRecordBatchStream>,
     rows_left: Option<usize>,
+    /// Values of subqueries were put in, which are null or not; before, they could be either.
+    has_values: bool,
     metrics: ScanMetrics,
 }
 
@@ -792,6 +821,13 @@ impl ScanStream {
                 format!("a scan sent {} columns instead of {}", batch.num_columns(), self.schema.fields().len());
             return Err(Error::internal(message).into());
         }
+        let batch = match self.has_values {
+            true => {
+                let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+                RecordBatch::try_new_with_options(Arc::clone(&self.schema), batch.columns().to_vec(), &options)?
+            }
+            false => batch,
+        };
         let batch = match self.rows_left {
             Some(rows_left) if batch.num_rows() >= rows_left => {
                 self.inner = None;

@@ -8,7 +8,7 @@ use arrow::record_batch::RecordBatch;
 use datafusion::common::JoinType;
 use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::physical_expr::PhysicalExpr;
-use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
+use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode, PhysicalGroupBy};
 use datafusion::physical_plan::empty::EmptyExec;
 use datafusion::physical_plan::execution_plan::replace_children_if_necessary;
 use datafusion::physical_plan::filter::FilterExec;
@@ -172,6 +172,32 @@ impl Reduction {
             aggregate.input_schema(),
         )?;
         Ok(Self { plan: Arc::new(plan), ..self.clone() })
+    }
+
+    /// The same, with what `replace` gives for the keys, the arguments and the filters of its aggregates, which has to be
+    /// of the same type. An aggregate that depends on an order keeps its arguments.
+    ///
+    /// # Errors
+    /// Those of `replace`, and of making the operator anew.
+    pub fn with_expressions(
+        &self,
+        replace: impl Fn(&Arc<dyn PhysicalExpr>) -> Result<Arc<dyn PhysicalExpr>>,
+    ) -> Result<Self> {
+        let replaced = self.with_arguments(|argument, _| replace(&argument))?;
+        let Some(aggregate) = replaced.plan.downcast_ref::<AggregateExec>() else { return Ok(replaced) };
+        let group = aggregate.group_expr();
+        let keys = group.expr().iter().map(|(key, name)| Ok((replace(key)?, name.clone())));
+        let keys = keys.collect::<Result<Vec<_>>>()?;
+        let filters = aggregate.filter_expr().iter().map(|filter| filter.as_ref().map(&replace).transpose());
+        let plan = AggregateExec::try_new(
+            *aggregate.mode(),
+            PhysicalGroupBy::new(keys, group.null_expr().to_vec(), group.groups().to_vec(), group.has_grouping_set()),
+            aggregate.aggr_expr().to_vec(),
+            filters.collect::<Result<_>>()?,
+            Arc::clone(aggregate.input()),
+            aggregate.input_schema(),
+        )?;
+        Ok(Self { plan: Arc::new(plan), ..replaced })
     }
 
     /// What groups have to be like to be sent; see [`Reduction::with_having`].

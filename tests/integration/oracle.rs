@@ -15,6 +15,7 @@ mod draw;
 mod expressions;
 mod joins;
 mod queries;
+mod subqueries;
 mod values;
 
 use std::collections::BTreeMap;

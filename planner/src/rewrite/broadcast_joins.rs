@@ -68,7 +68,7 @@ impl BroadcastJoins {
         let Some(spine) = spine(aggregate.input())? else { return Ok(None) };
         if spine.builds.is_empty()
             || partition_count(&spine.scan) > partition_count(aggregate)
-            || refuse_aggregate(&self.pushable, aggregate, config).is_some()
+            || refuse_aggregate(&self.pushable, aggregate, false, config).is_some()
             || !self.is_pushable(&spine.remote, config)?
         {
             return Ok(None);

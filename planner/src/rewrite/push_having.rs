@@ -20,10 +20,13 @@ use datafusion::physical_plan::repartition::RepartitionExec;
 use super::compose::{columns_used, substitute, substitute_outputs};
 use super::push_reduction::replace_scan;
 use super::pushable::Pushable;
+use super::share_scans::will_be_shared;
+use crate::embedded::storage_scans;
 use crate::group_ranges::{SharedKeys, any_of};
 use crate::options::{Pushdown, pushdown};
 use crate::refusal::{NotPushed, Reason, Refusal};
 use crate::scan_exec::StorageScanExec;
+use crate::subquery_values::needs_subquery;
 
 /// Functions whose result is their only state, so that a filter on one is a filter on the other.
 const STATE_IS_RESULT: &[&str] = &["sum", "count", "min", "max", "bool_and", "bool_or", "bit_and", "bit_or", "bit_xor"];
@@ -52,8 +55,13 @@ impl PushHaving {
     }
 
     /// What is below the filter, with its scan told what it may leave out, or why it may not; `None` where the filter is
-    /// not one on the groups of a scan.
-    fn push(&self, filter: &FilterExec, config: &ConfigOptions) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+    /// not one on the groups of a scan. `scans` are all of the plan.
+    fn push(
+        &self,
+        filter: &FilterExec,
+        scans: &[StorageScanExec],
+        config: &ConfigOptions,
+    ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
         let mut conjuncts: Vec<_> = split_conjunction(filter.predicate()).into_iter().map(Arc::clone).collect();
         let mut node = filter.input();
         while let Some(projection) = node.downcast_ref::<ProjectionExec>() {
@@ -86,6 +94,11 @@ impl PushHaving {
             let text = "groups may have rows in several segments";
             return noted(Refusal::new(Reason::SpreadGroups, text));
         };
+        // As where groups are compared with the largest of them: they are read once for both.
+        if on_results.iter().all(|conjunct| needs_subquery(conjunct)) && will_be_shared(scan, scans) {
+            let text = "it needs the result of a subquery, for which these groups are read as well";
+            return noted(Refusal::new(Reason::Subquery, text));
+        }
         let (mut pushed, mut refused) = (Vec::new(), None);
         for conjunct in on_results {
             match self.over_states(conjunct, &states, reduction, config)? {
@@ -200,9 +213,10 @@ impl PhysicalOptimizerRule for PushHaving {
         if pushdown(config) == Pushdown::Off {
             return Ok(plan);
         }
+        let scans = storage_scans(&plan);
         let plan = plan.transform_up(|node| {
             let Some(filter) = node.downcast_ref::<FilterExec>() else { return Ok(Transformed::no(node)) };
-            match self.push(filter, config)? {
+            match self.push(filter, &scans, config)? {
                 Some(below) => replace_children_if_necessary(node, vec![below]).map(Transformed::yes),
                 None => Ok(Transformed::no(node)),
             }

@@ -63,7 +63,7 @@ impl PushReduction {
             Ok(scan) => scan,
             Err(refusal) => return noted(aggregate.input(), &found, "aggregate", refusal).map(Some),
         };
-        let refused = match refuse_aggregate(&self.pushable, aggregate, config) {
+        let refused = match refuse_aggregate(&self.pushable, aggregate, true, config) {
             None if pushdown(config) == Pushdown::Auto => costs_more(aggregate, &scan)?,
             refused => refused,
         };
@@ -83,7 +83,7 @@ impl PushReduction {
         let Some(found) = sort.and_then(|sort| scan_under(sort.input())) else { return Ok(None) };
         let ordered = aggregate.aggr_expr().iter().find(|function| !function.order_bys().is_empty());
         let name = ordered.map_or("it", |function| function.fun().name());
-        let refused = refuse_aggregate(&self.pushable, aggregate, config)
+        let refused = refuse_aggregate(&self.pushable, aggregate, false, config)
             .unwrap_or_else(|| Refusal::new(Reason::OrderedAggregate, format!("{name} needs its rows in an order")));
         noted(aggregate.input(), &found, "aggregate", refused).map(Some)
     }
@@ -259,18 +259,20 @@ fn after_limit() -> Refusal {
     Refusal::new(Reason::AfterLimit, "comes after a limit")
 }
 
+/// Why a partial aggregate stays on the coordinator, if so; `subqueries`: its values may be put in before it is sent.
 pub(super) fn refuse_aggregate(
     pushable: &Pushable,
     aggregate: &AggregateExec,
+    subqueries: bool,
     config: &ConfigOptions,
 ) -> Option<Refusal> {
     let group = aggregate.group_expr();
     let expressions = group.expr().iter().chain(group.null_expr()).map(|(expression, _)| expression);
     let expressions = expressions.chain(aggregate.filter_expr().iter().flatten());
-    if let Some(refusal) = expressions.into_iter().find_map(|part| pushable.check_kinds(part, config).err()) {
+    if let Some(refusal) = expressions.into_iter().find_map(|part| pushable.refuse_part(part, subqueries, config)) {
         return Some(refusal);
     }
-    aggregate.aggr_expr().iter().find_map(|function| pushable.refuse_aggregate(function, config))
+    aggregate.aggr_expr().iter().find_map(|function| pushable.refuse_aggregate(function, subqueries, config))
 }
 
 /// Why the aggregate would save nothing, if the statistics say so.

@@ -21,6 +21,7 @@ use datafusion::physical_expr::{PhysicalExpr, ScalarFunctionExpr};
 use datafusion::prelude::SessionConfig;
 
 use crate::refusal::{Reason, Refusal};
+use crate::subquery_values::{fragment_with_stand_ins, with_stand_ins};
 
 /// Tells which expressions a storage node evaluates to the same values as the coordinator.
 ///
@@ -55,7 +56,8 @@ impl Pushable {
         Self { functions, aggregates, decoder: state.task_ctx() }
     }
 
-    /// Why `filter` over `schema` cannot run at a storage node, if so.
+    /// Why `filter` over `schema` cannot run at a storage node, if so. It may need subqueries, whose values are put in
+    /// before it is sent.
     ///
     /// # Errors
     /// The reason.
@@ -65,12 +67,12 @@ impl Pushable {
         schema: &SchemaRef,
         config: &ConfigOptions,
     ) -> Result<(), Refusal> {
-        self.check_kinds(filter, config)?;
-        let fragment = Fragment::try_new(Arc::clone(schema), Some(Arc::clone(filter)), Vec::new(), None);
+        let filter = self.check_resolvable(filter, config)?;
+        let fragment = Fragment::try_new(Arc::clone(schema), Some(filter), Vec::new(), None);
         fragment.and_then(|fragment| encode_fragment(&fragment)).map(|_| ()).map_err(|error| no_wire_form(&error))
     }
 
-    /// Why these output columns over `schema` cannot be computed at a storage node, if so.
+    /// Why these output columns over `schema` cannot be computed at a storage node, if so. They may need subqueries.
     ///
     /// # Errors
     /// The reason.
@@ -83,10 +85,12 @@ impl Pushable {
         if projection.iter().all(|column| column.expression.is::<Column>()) {
             return Ok(());
         }
-        for column in projection {
-            self.check_kinds(&column.expression, config)?;
-        }
-        let round_trip = Fragment::try_new(Arc::clone(schema), None, projection.to_vec(), None).and_then(|sent| {
+        let looked_at = projection.iter().map(|column| {
+            let expression = self.check_resolvable(&column.expression, config)?;
+            Ok(ProjectionColumn { expression, name: column.name.clone() })
+        });
+        let looked_at = looked_at.collect::<Result<_, Refusal>>()?;
+        let round_trip = Fragment::try_new(Arc::clone(schema), None, looked_at, None).and_then(|sent| {
             let received = decode_fragment(&encode_fragment(&sent)?, &self.decoder)?;
             Ok(arrives_as(received.output_schema(), sent.output_schema()))
         });
@@ -105,7 +109,8 @@ impl Pushable {
         let types = |fragment: &Fragment| {
             fragment.output_schema().fields().iter().map(|field| field.data_type().clone()).collect::<Vec<_>>()
         };
-        let received = encode_fragment(sent).and_then(|message| decode_fragment(&message, &self.decoder));
+        let looked_at = fragment_with_stand_ins(sent).map_err(|_| no_stand_in())?;
+        let received = encode_fragment(&looked_at).and_then(|message| decode_fragment(&message, &self.decoder));
         match received.and_then(|received| ScanEncoder::new(received.output_schema()).map(|_| received)) {
             Ok(received) if types(&received) == types(sent) => Ok(()),
             Ok(_) => Err(type_lost()),
@@ -113,8 +118,14 @@ impl Pushable {
         }
     }
 
-    /// Why an aggregate function cannot run at a storage node, if so.
-    pub(crate) fn refuse_aggregate(&self, function: &AggregateFunctionExpr, config: &ConfigOptions) -> Option<Refusal> {
+    /// Why an aggregate function cannot run at a storage node, if so. With `subqueries` its arguments may need some, unless
+    /// they are in an order.
+    pub(crate) fn refuse_aggregate(
+        &self,
+        function: &AggregateFunctionExpr,
+        subqueries: bool,
+        config: &ConfigOptions,
+    ) -> Option<Refusal> {
         let name = function.fun().name();
         // Some keep what they order by in their states, or only name what they aggregate by it.
         let takes_any_order =
@@ -122,9 +133,10 @@ impl Pushable {
         if !function.order_bys().is_empty() && !takes_any_order {
             return Some(Refusal::new(Reason::OrderedAggregate, format!("{name} needs its rows in an order")));
         }
+        let subqueries = subqueries && function.order_bys().is_empty() && !function.is_reversed();
         let keys = function.order_bys().iter().map(|key| &key.expr);
         let mut parts = function.expressions().into_iter().chain(keys.cloned());
-        if let Some(refusal) = parts.find_map(|part| self.check_kinds(&part, config).err()) {
+        if let Some(refusal) = parts.find_map(|part| self.refuse_part(&part, subqueries, config)) {
             return Some(refusal);
         }
         match self.aggregates.get(name) {
@@ -133,7 +145,33 @@ impl Pushable {
         }
     }
 
-    /// Why an expression is of a kind that stays on the coordinator, if so.
+    /// Why a part of an aggregate stays on the coordinator, if so; `subqueries`: it may need some.
+    pub(crate) fn refuse_part(
+        &self,
+        part: &Arc<dyn PhysicalExpr>,
+        subqueries: bool,
+        config: &ConfigOptions,
+    ) -> Option<Refusal> {
+        match subqueries {
+            true => self.check_resolvable(part, config).err(),
+            false => self.check_kinds(part, config).err(),
+        }
+    }
+
+    /// An expression as it can be sent once its subqueries have run, with other values in their place.
+    ///
+    /// # Errors
+    /// The reason why it stays on the coordinator.
+    fn check_resolvable(
+        &self,
+        expression: &Arc<dyn PhysicalExpr>,
+        config: &ConfigOptions,
+    ) -> Result<Arc<dyn PhysicalExpr>, Refusal> {
+        let looked_at = with_stand_ins(expression).map_err(|_| no_stand_in())?;
+        self.check_kinds(&looked_at, config).map(|()| looked_at)
+    }
+
+    /// Why an expression is of a kind that stays on the coordinator, if so. One that needs a subquery does.
     ///
     /// # Errors
     /// The reason.
@@ -207,6 +245,10 @@ fn arrives_as(received: &Schema, sent: &Schema) -> bool {
 
 fn no_wire_form(error: &Error) -> Refusal {
     Refusal::new(Reason::NoWireForm, error.message())
+}
+
+fn no_stand_in() -> Refusal {
+    Refusal::new(Reason::Subquery, "it needs the result of a subquery, which has a type that is not sent")
 }
 
 fn type_lost() -> Refusal {

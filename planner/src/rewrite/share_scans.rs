@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use aubade_proto::Fragment;
 use aubade_proto::convert::encode_fragment;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
@@ -14,6 +15,7 @@ use crate::embedded::storage_scans;
 use crate::options::{Pushdown, pushdown};
 use crate::scan_exec::StorageScanExec;
 use crate::shared_scan::SharedScan;
+use crate::subquery_values::{fragment_with_stand_ins, name_same_subqueries};
 
 /// Bytes that a scan may give by the statistics: it is kept in memory.
 const SHARED_BYTES_MAX: usize = 16 << 20;
@@ -89,6 +91,12 @@ fn share(scans: &[StorageScanExec]) -> Vec<Option<Arc<SharedScan>>> {
     shared
 }
 
+/// Whether what a scan gives will be read by another of `scans` as well, as far as can be told before filters are put
+/// there that become known while the query runs.
+pub(super) fn will_be_shared(scan: &StorageScanExec, scans: &[StorageScanExec]) -> bool {
+    is_shareable(scan) && scans.iter().filter(|other| is_same(scan, other)).count() > 1
+}
+
 fn is_shareable(scan: &StorageScanExec) -> bool {
     let statistics = scan.output_statistics();
     let rows = statistics.num_rows.get_value();
@@ -105,11 +113,10 @@ fn is_same(one: &StorageScanExec, other: &StorageScanExec) -> bool {
         || one.properties().output_partitioning().partition_count()
             != other.properties().output_partitioning().partition_count()
         || left.scan_schema() != right.scan_schema()
+        || !name_same_subqueries(left, right)
     {
         return false;
     }
-    match (encode_fragment(left), encode_fragment(right)) {
-        (Ok(left), Ok(right)) => left == right,
-        _ => false,
-    }
+    let encoded = |fragment: &Fragment| encode_fragment(fragment_with_stand_ins(fragment).ok()?.as_ref()).ok();
+    encoded(left).is_some_and(|left| encoded(right) == Some(left))
 }

@@ -11,8 +11,9 @@ use arrow::ipc::writer::{IpcWriteOptions, StreamWriter};
 use arrow::record_batch::RecordBatch;
 use arrow_flight::{IpcMessage, SchemaAsIpc};
 use bytes::Bytes;
-use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::execution::TaskContext;
+use datafusion::physical_expr::scalar_subquery::ScalarSubqueryExpr;
 use datafusion::physical_expr::utils::conjunction_opt;
 use datafusion::physical_expr::{PhysicalExpr, split_conjunction};
 use datafusion_proto::physical_plan::from_proto::parse_physical_expr;
@@ -69,6 +70,11 @@ fn is_deeper_than(expression: &Arc<dyn PhysicalExpr>, levels: usize) -> bool {
 fn encode_expression(expression: &Arc<dyn PhysicalExpr>) -> Result<Bytes> {
     if is_deeper_than(expression, EXPRESSION_DEPTH_MAX) {
         let text = format!("an expression is nested more than {EXPRESSION_DEPTH_MAX} levels deep");
+        return Err(Error::new(ErrorCode::NotSupported, text));
+    }
+    // It would say which place of a plan has the value, and not what that is.
+    if expression.exists(|part| Ok(part.is::<ScalarSubqueryExpr>()))? {
+        let text = format!("expression {expression} needs a subquery, whose value has to be put in before it is sent");
         return Err(Error::new(ErrorCode::NotSupported, text));
     }
     let node = serialize_physical_expr(expression, &DefaultPhysicalExtensionCodec {})
@@ -266,6 +272,7 @@ mod tests {
     use arrow::datatypes::{DataType, Field};
     use datafusion::functions_aggregate::count::count_udaf;
     use datafusion::logical_expr::Operator;
+    use datafusion::logical_expr::physical_planning_context::{ScalarSubqueryResults, SubqueryIndex};
     use datafusion::physical_expr::aggregate::AggregateExprBuilder;
     use datafusion::physical_expr::expressions::{binary, col, lit};
     use datafusion::physical_plan::ExecutionPlan;
@@ -316,6 +323,18 @@ mod tests {
             });
         let message = encode_fragment(&with(deepest)).unwrap();
         decode_fragment(&message, &SessionContext::new().task_ctx()).unwrap();
+    }
+
+    #[test]
+    fn an_expression_without_its_value_is_not_sent() {
+        let results = ScalarSubqueryResults::new(1);
+        let subquery = ScalarSubqueryExpr::new(DataType::Int64, true, SubqueryIndex::new(0), results);
+        let schema = Arc::clone(fragment().scan_schema());
+        let filter = binary(col("a", &schema).unwrap(), Operator::Gt, Arc::new(subquery), &schema).unwrap();
+        let sent = fragment().with_more_filters(vec![filter]).unwrap();
+        let error = encode_fragment(&sent).unwrap_err();
+        assert_eq!(error.code(), ErrorCode::NotSupported);
+        assert!(error.message().contains("needs a subquery"), "{error}");
     }
 
     #[test]

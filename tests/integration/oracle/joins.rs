@@ -134,16 +134,36 @@ pub fn scalar_subquery(draw: &mut Draw, world: &World) -> Query {
     let mut outer = Maker::over(draw, &[("x", world.table(left))]);
     let (output, x) = (outer.expression(1).sql, outer.expression(0));
     let column = x.sql.trim_start_matches("x.");
-    let sql = match outer.draw.below(4) {
+    let average = format!("(SELECT avg(y.k) FROM {right} y{filter})");
+    let (ordered, sql) = match outer.draw.below(8) {
         0 => {
             let own = format!("SELECT max(y.{column}) FROM {left} y");
-            format!("SELECT {output} AS o0, {} AS o1 FROM {left} x WHERE {} = ({own})", x.sql, x.sql)
+            (false, format!("SELECT {output} AS o0, {} AS o1 FROM {left} x WHERE {} = ({own})", x.sql, x.sql))
         }
-        1 => format!("SELECT {output} AS o0 FROM {left} x WHERE x.k >= (SELECT avg(y.k) FROM {right} y{filter})"),
-        2 => format!("SELECT x.k AS o0, (SELECT count(*) FROM {right} y WHERE y.k = x.k) AS o1 FROM {left} x"),
-        _ => format!(
-            "SELECT {output} AS o0, x.s AS o1 FROM {left} x WHERE x.k = (SELECT max(y.k) FROM {right} y WHERE y.s = x.s)"
+        1 => (false, format!("SELECT {output} AS o0 FROM {left} x WHERE x.k >= {average}")),
+        2 => (false, format!("SELECT x.k AS o0, (SELECT count(*) FROM {right} y WHERE y.k = x.k) AS o1 FROM {left} x")),
+        3 => {
+            let range = format!("x.k BETWEEN (SELECT min(y.k) FROM {right} y{filter}) AND {average}");
+            (
+                false,
+                format!("SELECT count(*) AS o0, count({}) AS o1, max(x.k) AS o2 FROM {left} x WHERE {range}", x.sql),
+            )
+        }
+        4 => {
+            let some = format!("(SELECT count(*) / 20 FROM {right} y{filter})");
+            (false, format!("SELECT x.k AS o0, count(*) AS o1 FROM {left} x GROUP BY x.k HAVING count(*) >= {some}"))
+        }
+        5 => (true, format!("SELECT x.k AS o0 FROM {left} x WHERE x.k <> {average} ORDER BY 1 DESC LIMIT 7")),
+        6 => {
+            let from = format!("{left} x JOIN {right} z ON x.k = z.k");
+            (false, format!("SELECT x.s AS o0, count(*) AS o1 FROM {from} WHERE x.k > {average} GROUP BY x.s"))
+        }
+        _ => (
+            false,
+            format!(
+                "SELECT {output} AS o0, x.s AS o1 FROM {left} x WHERE x.k = (SELECT max(y.k) FROM {right} y WHERE y.s = x.s)"
+            ),
         ),
     };
-    Query { shape: "scalar subquery", sql, ordered: false }
+    Query { shape: "scalar subquery", sql, ordered }
 }
