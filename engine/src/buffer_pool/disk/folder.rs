@@ -124,6 +124,7 @@ impl Folder {
         }
         self.write_identity()?;
         *held = Some(lock);
+        tracing::warn!(dir = %self.dir.display(), "the folder of the buffer pool was gone, and was made again");
         Ok(())
     }
 
