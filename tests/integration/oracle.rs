@@ -62,9 +62,11 @@ struct Targets {
 
 impl Targets {
     async fn start() -> Self {
-        let options = EngineOptions { buffer_pool_bytes: 64 << 20, ..EngineOptions::default() };
+        // One target keeps results on the coordinator; the other one is asked for them again, and has the buffer pool.
+        let options =
+            EngineOptions { buffer_pool_bytes: 64 << 20, fragment_cache_bytes: Some(0), ..EngineOptions::default() };
         let embedded = Engine::open_in_memory(Environment::system(), options).await.unwrap();
-        let mut cluster = TestCluster::start(4, 3).await;
+        let mut cluster = TestCluster::start_keeping_results(4, 3).await;
         // One node hands back all that it is asked for, so that pushed and fetched rows come together.
         cluster.pushback_wait = Duration::ZERO;
         cluster.restart_node(0).await;
