@@ -71,7 +71,7 @@ pub struct QueryRecord {
     pub segments_pruned: u64,
     /// Segments answered for.
     pub segments_scanned: u64,
-    /// Of these, those whose result a node had kept from an earlier time.
+    /// Of these, those whose result a node or the coordinator had kept from an earlier time.
     pub segments_kept: u64,
     /// Of those answered for, those whose columns were in the buffer pool.
     pub segments_pooled: u64,

@@ -11,20 +11,19 @@ use datafusion::common::Statistics;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::Result;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
-use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
+use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_plan::aggregates::AggregateExec;
 use datafusion::physical_plan::execution_plan::ReplaceChildrenOptions;
 use datafusion::physical_plan::metrics::{ExecutionPlanMetricsSet, MetricBuilder, MetricsSet};
 use datafusion::physical_plan::statistics::{ChildStats, StatisticsArgs};
 use datafusion::physical_plan::{
-    DisplayAs, DisplayFormatType, EmptyRecordBatchStream, ExecutionPlan, ExecutionPlanProperties, Partitioning,
-    PlanProperties,
+    DisplayAs, DisplayFormatType, EmptyRecordBatchStream, ExecutionPlan, ExecutionPlanProperties, PlanProperties,
 };
 
 use crate::embedded::storage_scans;
 use crate::kept_results::Keeping;
 use crate::options::fragment_cache_enabled;
-use crate::pass_through::{has_no_expressions, only_child, passes_through};
+use crate::pass_through::{has_no_expressions, has_properties_of, only_child, passes_through};
 use crate::result_key::ResultKey;
 use crate::scan_exec::StorageScanExec;
 
@@ -36,7 +35,6 @@ pub(crate) struct KeptStatesExec {
     /// Of this run; made by the first partition.
     keeping: Arc<OnceLock<Option<Arc<Keeping>>>>,
     metrics: ExecutionPlanMetricsSet,
-    properties: Arc<PlanProperties>,
 }
 
 impl fmt::Debug for KeptStatesExec {
@@ -46,19 +44,14 @@ impl fmt::Debug for KeptStatesExec {
 }
 
 impl KeptStatesExec {
-    /// For a partial aggregate, above which nothing relies on the partition that a row is in.
+    /// For a partial aggregate, directly above which is an exchange: it has the properties of its input, but for the
+    /// partition that a row is in.
     pub(crate) fn new(input: Arc<dyn ExecutionPlan>) -> Self {
         Self::named_by(Arc::clone(&input), input)
     }
 
     fn named_by(named_by: Arc<dyn ExecutionPlan>, input: Arc<dyn ExecutionPlan>) -> Self {
-        let below = input.properties();
-        let partitioning = Partitioning::UnknownPartitioning(below.partitioning.partition_count());
-        let equivalence = EquivalenceProperties::new(input.schema());
-        let properties = PlanProperties::new(equivalence, partitioning, below.emission_type, below.boundedness)
-            .with_scheduling_type(below.scheduling_type);
-        let metrics = ExecutionPlanMetricsSet::new();
-        Self { input, named_by, keeping: Arc::default(), metrics, properties: Arc::new(properties) }
+        Self { input, named_by, keeping: Arc::default(), metrics: ExecutionPlanMetricsSet::new() }
     }
 
     /// How the states are kept in this run, if they are.
@@ -94,9 +87,7 @@ impl ExecutionPlan for KeptStatesExec {
         "KeptStatesExec"
     }
 
-    fn properties(&self) -> &Arc<PlanProperties> {
-        &self.properties
-    }
+    has_properties_of!(input);
 
     passes_through!(input);
 

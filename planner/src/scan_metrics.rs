@@ -29,7 +29,7 @@ pub struct ScanMetrics {
     pub segments_pruned_runtime: Count,
     /// Segments that were read to their end (or to the limit).
     pub segments_scanned: Count,
-    /// Of these, those whose result a node had kept from an earlier time.
+    /// Of these, those whose result a node or the coordinator had kept from an earlier time.
     pub segments_kept: Count,
     /// Of those scanned, those whose columns were in the buffer pool of the coordinator.
     pub segments_pooled: Count,
