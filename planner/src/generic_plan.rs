@@ -31,6 +31,7 @@ use crate::embedded::storage_scans;
 use crate::explain::plan_text;
 use crate::kept_plan::COMMON_SUBEXPRESSION;
 use crate::scan_exec::StorageScanExec;
+use crate::subquery_results::Results;
 use crate::template::PlanTemplate;
 
 /// By how much the rows that a scan is thought to give may differ from those of the plan's own values.
@@ -103,12 +104,18 @@ impl GenericPlan {
         }
         let generic = Self { template: Arc::clone(template), binding: Arc::clone(binding), varying, places };
         let Some(bound) = generic.bind(other_values, &StorageScanExec::clone)? else { return Ok(None) };
-        let filters_are_same = storage_scans(&bound).iter().zip(&others).all(|(one, other)| {
-            let (one, other) = (one.fragment().filter(), other.fragment().filter());
-            one.map(AsRef::as_ref) == other.map(AsRef::as_ref)
-        });
-        let are_same =
-            filters_are_same && comparable(&plan_text(bound.as_ref())) == comparable(&plan_text(other.plan().as_ref()));
+        // Each has places of its own for the results of subqueries, of which the text says nothing.
+        let (results, other_results) = (Results::of(&bound)?, Results::of(other.plan())?);
+        let filter = |scan: &StorageScanExec, results: &Results| {
+            scan.fragment().filter().map(|filter| results.comparable(filter)).transpose()
+        };
+        for (one, other) in storage_scans(&bound).iter().zip(&others) {
+            if filter(one, &results)? != filter(other, &other_results)? {
+                return Ok(None);
+            }
+        }
+        let are_same = results.named_in(&bound)? == other_results.named_in(other.plan())?
+            && comparable(&plan_text(bound.as_ref())) == comparable(&plan_text(other.plan().as_ref()));
         Ok(are_same.then_some(generic))
     }
 

@@ -75,6 +75,7 @@ pub mod scan_metrics;
 mod selectivity;
 pub mod session;
 mod shared_scan;
+mod subquery_results;
 mod subquery_values;
 pub mod table;
 pub mod template;

@@ -54,7 +54,7 @@ use crate::rewrite::push_reduction::before_reduction;
 use crate::runtime_filter::{RuntimeFilter, RuntimeFragment};
 use crate::scan_metrics::ScanMetrics;
 use crate::shared_scan::SharedScan;
-use crate::subquery_values::{Resolved, resolve};
+use crate::subquery_values::{Resolved, fragment_needs_subquery, is_subquery, map_fragment, resolve};
 
 /// What a scan is of, whatever its fragment.
 #[derive(Clone, Debug)]
@@ -283,6 +283,22 @@ impl StorageScanExec {
         Self { target, keeping, metrics: ScanMetrics::new(), counted: Arc::default(), ..self.clone() }
     }
 
+    /// The scan with what `map` makes of its expressions, which differ in nothing but the place where the results of their
+    /// subqueries are.
+    ///
+    /// # Errors
+    /// Those of `map`.
+    pub(crate) fn with_other_subqueries(
+        &self,
+        map: impl Fn(&Arc<dyn PhysicalExpr>) -> Result<Arc<dyn PhysicalExpr>>,
+    ) -> Result<Self> {
+        if !fragment_needs_subquery(&self.fragment) {
+            return Ok(self.clone());
+        }
+        let fragment = map_fragment(&self.fragment, |expression, _| map(expression))?;
+        Ok(Self { fragment: Arc::new(fragment), ..self.clone() })
+    }
+
     /// The scan for one run with another filter over the same columns, in as many partitions, of which some may be
     /// empty; `None` where operators that were planned for this one need not do for that. `keeps_estimate`: as many rows
     /// are thought to pass it.
@@ -339,17 +355,15 @@ impl StorageScanExec {
         let all = Fragment::try_new(Arc::clone(schema), Some(Arc::clone(filter)), columns.collect(), None)?;
         let rows_kept = self.segments.rows(&self.target, &self.segments.kept);
         let estimate = estimate(&self.target, &all, self.selectivity, rows_kept, None, self.segments.shares.len())?;
+        let is_value = |expression: &Arc<dyn PhysicalExpr>| expression.is::<Literal>() || is_subquery(expression);
         let equal: Vec<_> = split_conjunction(filter)
             .into_iter()
             .filter_map(|conjunct| conjunct.downcast_ref::<BinaryExpr>())
-            .filter(|binary| {
-                *binary.op() == Operator::Eq && (binary.left().is::<Literal>() || binary.right().is::<Literal>())
-            })
+            .filter(|binary| *binary.op() == Operator::Eq && (is_value(binary.left()) || is_value(binary.right())))
             .flat_map(|binary| [binary.left(), binary.right()])
             .collect();
         // The value itself is constant as well.
-        let mut constants =
-            estimate.equivalence.constants().into_iter().filter(|constant| !constant.expr.is::<Literal>());
+        let mut constants = estimate.equivalence.constants().into_iter().filter(|constant| !is_value(&constant.expr));
         Ok(constants.all(|constant| equal.contains(&&constant.expr)))
     }
 

@@ -20,6 +20,11 @@ use datafusion::physical_expr::simplifier::PhysicalExprSimplifier;
 use datafusion::physical_expr::{PhysicalExpr, conjunction_opt, split_conjunction};
 use datafusion::physical_plan::aggregates::AggregateExec;
 
+/// Whether an expression is nothing but the value of a subquery.
+pub(crate) fn is_subquery(expression: &Arc<dyn PhysicalExpr>) -> bool {
+    expression.is::<ScalarSubqueryExpr>()
+}
+
 /// Whether an expression needs the value of a subquery, and so cannot be evaluated while it is planned.
 pub(crate) fn needs_subquery(expression: &Arc<dyn PhysicalExpr>) -> bool {
     // The closure never fails, so neither does the walk.
@@ -165,10 +170,13 @@ fn with_literals(
     map_subqueries(expression, &|subquery| Ok(Some(Arc::new(Literal::new(by(subquery)?)))))
 }
 
+/// What comes in the place of a subquery, if anything does.
+type Replacement = Result<Option<Arc<dyn PhysicalExpr>>>;
+
 /// An expression with others in the place of its subqueries, where `map` gives one.
 pub(crate) fn map_subqueries(
     expression: &Arc<dyn PhysicalExpr>,
-    map: &dyn Fn(&ScalarSubqueryExpr) -> Result<Option<Arc<dyn PhysicalExpr>>>,
+    map: &dyn Fn(&ScalarSubqueryExpr) -> Replacement,
 ) -> Result<Arc<dyn PhysicalExpr>> {
     if !needs_subquery(expression) {
         return Ok(Arc::clone(expression));

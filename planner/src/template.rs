@@ -24,7 +24,7 @@ use datafusion::physical_plan::limit::{GlobalLimitExec, LocalLimitExec};
 use datafusion::physical_plan::placeholder_row::PlaceholderRowExec;
 use datafusion::physical_plan::projection::ProjectionExec;
 use datafusion::physical_plan::repartition::RepartitionExec;
-use datafusion::physical_plan::scalar_subquery::ScalarSubqueryExec;
+use datafusion::physical_plan::scalar_subquery::{ScalarSubqueryExec, ScalarSubqueryLink};
 use datafusion::physical_plan::sorts::sort::SortExec;
 use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
 use datafusion::physical_plan::union::{InterleaveExec, UnionExec};
@@ -34,6 +34,7 @@ use crate::access::TableAccess;
 use crate::pipeline::{Rule, apply_rules, is_check, last_rules, linking_rules};
 use crate::rewrite::unordered_grouping_sets::UnorderedExec;
 use crate::scan_exec::StorageScanExec;
+use crate::subquery_results::{self, Places};
 
 /// See the module's doc. It keeps no snapshot and nobody who runs scans alive.
 #[derive(Debug)]
@@ -55,18 +56,17 @@ impl PlanTemplate {
     /// # Errors
     /// When an operator cannot be made again.
     pub fn try_new(plan: &Arc<dyn ExecutionPlan>, tables: Vec<Arc<Table>>) -> Result<Option<Self>> {
-        let (mut known, mut is_exclusive) = (true, false);
+        let mut known = true;
         plan.apply(|node| {
             known &= starts_anew(node.as_ref());
-            // The results of its subqueries are in a place that the expressions of all copies share.
-            is_exclusive |= node.is::<ScalarSubqueryExec>();
             Ok(if known { TreeNodeRecursion::Continue } else { TreeNodeRecursion::Stop })
         })?;
         if !known {
             return Ok(None);
         }
+        let is_exclusive = subquery_results::are_shared(plan)?;
         // The plan that it is made of will run: nothing of it may be held here, such as the build side of a join.
-        let plan = copy(plan, &mut |scan| Ok(scan.detached()))?;
+        let plan = Copying::new(&mut |scan| Ok(scan.detached()), is_exclusive).copy(plan)?;
         Ok(Some(Self { plan, tables, is_exclusive, rules: OnceLock::new() }))
     }
 
@@ -94,7 +94,8 @@ impl PlanTemplate {
         Ok(plan)
     }
 
-    /// Whether only one copy may run at a time, and the next one only after that has ended as it should.
+    /// Whether only one copy may run at a time, and the next one only after that has ended as it should: its copies share
+    /// the results of its subqueries.
     pub fn is_exclusive(&self) -> bool {
         self.is_exclusive
     }
@@ -128,7 +129,7 @@ impl PlanTemplate {
         &self,
         scan: &mut dyn FnMut(&StorageScanExec) -> Result<StorageScanExec>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        copy(&self.plan, scan)
+        Copying::new(scan, self.is_exclusive).copy(&self.plan)
     }
 
     /// Makes a copy ready to run over `snapshot`.
@@ -157,17 +158,46 @@ impl PlanTemplate {
     }
 }
 
-/// A plan of which every operator is made anew, and scans by `scan`.
-#[recursive::recursive]
-fn copy(
-    plan: &Arc<dyn ExecutionPlan>,
-    scan: &mut dyn FnMut(&StorageScanExec) -> Result<StorageScanExec>,
-) -> Result<Arc<dyn ExecutionPlan>> {
-    if let Some(leaf) = plan.downcast_ref() {
-        return Ok(Arc::new(scan(leaf)?));
+/// Makes a plan of which every operator is made anew.
+struct Copying<'a> {
+    /// Makes the scans.
+    scan: &'a mut dyn FnMut(&StorageScanExec) -> Result<StorageScanExec>,
+    shares_results: bool,
+    places: Places,
+}
+
+impl<'a> Copying<'a> {
+    fn new(scan: &'a mut dyn FnMut(&StorageScanExec) -> Result<StorageScanExec>, shares_results: bool) -> Self {
+        Self { scan, shares_results, places: Places::default() }
     }
-    let children = plan.children().into_iter().map(|child| copy(child, scan)).collect::<Result<_>>()?;
-    make_anew(plan, children)
+
+    #[recursive::recursive]
+    fn copy(&mut self, plan: &Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
+        if let Some(leaf) = plan.downcast_ref() {
+            return Ok(Arc::new(self.places.moved_scan((self.scan)(leaf)?)?));
+        }
+        if let Some(subqueries) = plan.downcast_ref::<ScalarSubqueryExec>()
+            && !self.shares_results
+        {
+            return self.copy_subqueries(subqueries);
+        }
+        let children = plan.children().into_iter().map(|child| self.copy(child)).collect::<Result<Vec<_>>>()?;
+        match self.places.moved_operator(plan, &children)? {
+            Some(moved) => Ok(moved),
+            None => make_anew(plan, children),
+        }
+    }
+
+    /// With a place of its own for the results.
+    fn copy_subqueries(&mut self, node: &ScalarSubqueryExec) -> Result<Arc<dyn ExecutionPlan>> {
+        let results = self.places.enter(node);
+        let input = self.copy(node.input());
+        self.places.leave();
+        let plans = node.subqueries().iter();
+        let plans =
+            plans.map(|subquery| Ok(ScalarSubqueryLink { plan: self.copy(&subquery.plan)?, ..subquery.clone() }));
+        Ok(Arc::new(ScalarSubqueryExec::new(input?, plans.collect::<Result<_>>()?, results)))
+    }
 }
 
 /// Whether [`make_anew`] gives an operator that shares no state with the one that it is made of.

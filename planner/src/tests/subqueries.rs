@@ -1,10 +1,15 @@
 //! Filters that need scalar subqueries: they run at storage, with the values that the subqueries had.
 
+use std::sync::Arc;
+
 use aubade_proto::Reduction;
+use datafusion::catalog::MemTable;
+use datafusion::execution::SessionStateBuilder;
+use datafusion::physical_plan::collect;
 
 use super::{
-    MemoryAccess, Planner, PlannerOptions, check, explain, failure, planner_with, reference, rows, run, snapshot,
-    storage_scans, visits, with_settings,
+    MemoryAccess, PlanTemplate, Planner, PlannerOptions, TableAccess, check, explain, failure, planner_with, reference,
+    rows, run, snapshot, storage_scans, tables, visits, with_settings,
 };
 
 /// Filters on orders, and whether something of them stays above the scan.
@@ -171,8 +176,8 @@ async fn conditions_on_groups_may_need_subqueries() {
     let planner = Planner::with_access(snapshot(&tables, &[]), MemoryAccess::new(&tables) as _, &options);
     let context = reference();
     let partitions = tables[0].segments.iter().map(|batch| vec![batch.clone()]).collect();
-    let memory = datafusion::catalog::MemTable::try_new(tables[0].schema.clone(), partitions).unwrap();
-    context.register_table("visits", std::sync::Arc::new(memory)).unwrap();
+    let memory = MemTable::try_new(Arc::clone(&tables[0].schema), partitions).unwrap();
+    context.register_table("visits", Arc::new(memory)).unwrap();
     for (sql, shown) in [
         (
             "select k, sum(amount) from visits group by k having sum(amount) > (select 5 * avg(amount) from visits)",
@@ -196,5 +201,55 @@ async fn conditions_on_groups_may_need_subqueries() {
         let got = run(&query).await.unwrap();
         let expected = context.sql(sql).await.unwrap().collect().await.unwrap();
         assert_eq!(rows(&got, sql), rows(&expected, sql), "{sql}");
+    }
+}
+
+/// Plans are copied while others run, and after one was given up.
+#[tokio::test]
+async fn copies_of_a_kept_plan_have_results_of_their_own() {
+    let (tables, options) = (tables(), PlannerOptions { target_partitions: Some(2), batch_rows: None });
+    let access: Arc<dyn TableAccess> = MemoryAccess::new(&tables);
+    let snapshot = snapshot(&tables, &[]);
+    let rules = crate::pipeline::first_rules();
+    let full = crate::session_state(crate::session_config(&options), Arc::default());
+    let first = SessionStateBuilder::new_from_existing(full.clone()).with_physical_optimizer_rules(rules).build();
+    let state = crate::bind_snapshot(&first, Arc::clone(&snapshot), Arc::clone(&access));
+    for (sql, is_exclusive) in [
+        ("select count(*) from orders where total > (select avg(total) from orders) and id < 90", false),
+        (
+            "select id, id + (select max(id) from customer where id < (select avg(id) from customer)) from orders where id > 95",
+            false,
+        ),
+        (
+            "select status, count(*) from orders group by status having count(*) > (select count(*) / 4 from orders where id > 0)",
+            false,
+        ),
+        (
+            "select name from customer where id = (select max(buyer) from orders) and not exists (select 1 from orders where id = (select 5))",
+            false,
+        ),
+        ("select max(id + (select max(id) from customer)) from orders", true),
+        ("select id from orders order by id - (select max(id) from customer) desc limit 3", true),
+        ("select id, max(total) filter (where total < (select avg(total) from orders)) over () from orders", true),
+        ("select max(id) over (partition by status) from orders", false),
+    ] {
+        let expected = rows(&reference().sql(sql).await.unwrap().collect().await.unwrap(), sql);
+        let plan = state.create_logical_plan(sql).await.unwrap();
+        let plan = state.create_physical_plan(&plan).await.unwrap();
+        let kept = PlanTemplate::try_new(&plan, Vec::new()).unwrap().unwrap();
+        assert_eq!(kept.is_exclusive(), is_exclusive, "{sql}");
+        let original = kept.finish(plan, &snapshot, full.config_options()).unwrap();
+        let copy = || kept.instantiate(&snapshot, &access, full.config_options()).unwrap();
+        let ran = async |plan| rows(&collect(plan, state.task_ctx()).await.unwrap(), sql);
+        assert_eq!(ran(original).await, expected, "{sql}");
+        if is_exclusive {
+            assert_eq!([ran(copy()).await, ran(copy()).await], [expected.clone(), expected], "{sql}");
+            continue;
+        }
+        let copies = [copy(), copy(), copy()];
+        drop(copies[0].execute(0, state.task_ctx()).unwrap());
+        let [_, one, other] = copies;
+        let (one, other) = tokio::join!(ran(one), ran(other));
+        assert_eq!([one, other, ran(copy()).await], [&expected; 3].map(Clone::clone), "{sql}");
     }
 }

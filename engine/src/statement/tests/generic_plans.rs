@@ -46,6 +46,18 @@ async fn copies_have_the_values_of_their_statement() {
         ),
         ("SELECT a FROM t WHERE a > {} AND b = 7 AND c <> 'x' ORDER BY a", ["100", "250", "300", "5", "444"]),
         (
+            "SELECT count(*), min(a) FROM t WHERE a > (SELECT avg(a) FROM t WHERE b < 5) AND c <> '{}'",
+            ["row 800", "row 799", "row 500", "x", "row 3"],
+        ),
+        (
+            "SELECT b, sum(a) FROM t GROUP BY b HAVING sum(a) > (SELECT avg(a) * 80 FROM t WHERE a < {}) ORDER BY b",
+            ["790", "650", "750", "550", "799"],
+        ),
+        (
+            "SELECT a, (SELECT sum(a) FROM t WHERE a < {}) AS s FROM t WHERE a > 795 AND a <> (SELECT max(b) FROM t) ORDER BY a",
+            ["790", "650", "750", "550", "799"],
+        ),
+        (
             "SELECT x.a, y.c FROM t x JOIN t y ON x.a = y.i WHERE x.b < 5 AND y.d > {} ORDER BY 1",
             ["30", "50", "90", "7", "120"],
         ),

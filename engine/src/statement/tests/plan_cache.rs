@@ -243,6 +243,8 @@ async fn runs_of_one_plan_share_no_state() {
         ("SELECT min(a) FROM t WHERE a + b > 20", "16"),
         ("SELECT count(*) FROM t JOIN u ON t.a = u.a WHERE b > 4", "8"),
         ("SELECT count(*) FROM t WHERE a > (SELECT avg(a) FROM u)", "50"),
+        // Of this one run goes at a time.
+        ("SELECT max(a + (SELECT max(a) FROM u)) FROM t", "199"),
         ("SELECT a FROM t ORDER BY b DESC, a LIMIT 1", "9"),
         ("SELECT sum(n) FROM (SELECT b, count(*) AS n FROM t GROUP BY b)", "100"),
         ("SELECT count(*) FROM t a, u b WHERE a.a < b.a", "735"),
@@ -262,6 +264,12 @@ async fn runs_of_one_plan_share_no_state() {
                 // Ten rows: value, 10 + value, ..., 90 + value; and 10 to 100 for 0.
                 let sum = if value == 0 { 550 } else { 450 + 9 * value };
                 assert_eq!(lines(output).await.unwrap(), [sum.to_string()], "{value}");
+                // Each has a result of its own subquery: the largest of 1, 8, ..., 99 up to the value.
+                let sql = "SELECT count(*) FROM t WHERE a > (SELECT max(a) FROM u WHERE a <= $1) AND b < 10";
+                let most = 50 + 5 * value;
+                let output = session.execute_with(sql, number(most), ExecuteOptions::default()).await.unwrap();
+                let count = 100 - (1 + (most - 1) / 7 * 7);
+                assert_eq!(lines(output).await.unwrap(), [count.to_string()], "{value}");
                 // One plan for all values, as parameters and as constants.
                 let sql = "SELECT sum(x.a) FROM t x, u y WHERE x.a >= y.a AND x.b = $1 AND y.a < 2";
                 let sum = if value == 0 { 550 } else { sum + value };
@@ -283,12 +291,17 @@ async fn runs_of_one_plan_share_no_state() {
 #[tokio::test]
 async fn a_cancelled_run_leaves_no_half_result_to_the_next() {
     let db = table().await;
-    let sql = "SELECT a FROM t WHERE a > (SELECT max(a) - 3 FROM t WHERE b < 100) ORDER BY a";
-    for _ in 0..5 {
-        // Dropped before its end.
-        let output = db.session.execute(sql).await.unwrap();
-        drop(output);
-        assert_eq!(db.rows(sql).await, ["98", "99", "100"]);
+    for sql in [
+        "SELECT a FROM t WHERE a > (SELECT max(a) - 3 FROM t WHERE b < 100) ORDER BY a",
+        // The results of its subquery are in a place that all copies of the plan share.
+        "SELECT a FROM (SELECT a FROM t ORDER BY a * (SELECT max(a) FROM t WHERE b < 5) DESC LIMIT 3) x ORDER BY a",
+    ] {
+        for _ in 0..5 {
+            // Dropped before its end.
+            let output = db.session.execute(sql).await.unwrap();
+            drop(output);
+            assert_eq!(db.rows(sql).await, ["98", "99", "100"], "{sql}");
+        }
     }
 }
 
