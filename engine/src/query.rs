@@ -81,6 +81,9 @@ pub struct QueryRecord {
     pub row_groups_pruned: u64,
     /// Rows that pages' statistics ruled out.
     pub rows_pruned_pages: u64,
+    /// Pages of the columns read that were skipped for that; older servers do not say.
+    #[serde(default)]
+    pub pages_pruned: u64,
     /// Rows that filters saw at storage.
     pub rows_in: u64,
     /// Rows that came back from storage.
@@ -220,6 +223,7 @@ impl QueryRun {
             row_groups: 0,
             row_groups_pruned: 0,
             rows_pruned_pages: 0,
+            pages_pruned: 0,
             rows_in: 0,
             rows_out: 0,
             bytes_read: 0,

@@ -187,6 +187,7 @@ fn queries_schema() -> SchemaRef {
         "row_groups",
         "row_groups_pruned",
         "rows_pruned_pages",
+        "pages_pruned",
         "rows_in",
         "rows_out",
         "bytes_read",

@@ -4,7 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use aubade_proto::{Reduction, ReductionKind};
+use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::expressions::{Column, InListExpr};
 use datafusion::physical_expr_common::physical_expr::fmt_sql;
 use datafusion::physical_plan::{ExecutionPlan, displayable};
 
@@ -12,8 +14,29 @@ use crate::rewrite::compose::is_identity;
 use crate::scan_exec::StorageScanExec;
 use crate::scan_metrics::NodeCounters;
 
+/// Values of a list that are shown.
+const VALUES_SHOWN_MAX: usize = 10;
+
+/// An expression, of whose long lists only the first values are shown. Who tells plans apart by their texts has to look
+/// at the expression itself.
 fn sql(expression: &Arc<dyn PhysicalExpr>) -> String {
-    fmt_sql(expression.as_ref()).to_string()
+    let short = Arc::clone(expression).transform_up(|part| {
+        let list = part.downcast_ref::<InListExpr>().filter(|list| list.list().len() > VALUES_SHOWN_MAX);
+        Ok(match list.map(short_list) {
+            // A column is shown by its name.
+            Some(text) => Transformed::yes(Arc::new(Column::new(&text, 0)) as Arc<dyn PhysicalExpr>),
+            None => Transformed::no(part),
+        })
+    });
+    let short = short.map_or_else(|_| Arc::clone(expression), |short| short.data);
+    fmt_sql(short.as_ref()).to_string()
+}
+
+fn short_list(list: &InListExpr) -> String {
+    let shown: Vec<_> = list.list().iter().take(VALUES_SHOWN_MAX).map(sql).collect();
+    let not = if list.negated() { " NOT" } else { "" };
+    let more = list.list().len().saturating_sub(shown.len());
+    format!("{}{not} IN ({}, ... and {more} more)", sql(list.expr()), shown.join(", "))
 }
 
 fn columns(scan: &StorageScanExec) -> String {
@@ -45,7 +68,7 @@ fn parts(scan: &StorageScanExec) -> Vec<(&'static str, String)> {
         ReductionKind::TopK => ("first rows", reduction.describe()),
     }));
     let having = fragment.reduction().and_then(Reduction::having);
-    parts.extend(having.map(|having| ("having", sql(having))));
+    parts.extend(having.map(|having| ("having", fmt_sql(having.as_ref()).to_string())));
     if !scan.runtime_filters().is_empty() {
         let filters: Vec<_> = scan.runtime_filters().iter().map(ToString::to_string).collect();
         parts.push(("at run time", format!("[{}]", filters.join(", "))));

@@ -104,13 +104,16 @@ impl GenericPlan {
         }
         let generic = Self { template: Arc::clone(template), binding: Arc::clone(binding), varying, places };
         let Some(bound) = generic.bind(other_values, &StorageScanExec::clone)? else { return Ok(None) };
-        // Each has places of its own for the results of subqueries, of which the text says nothing.
+        // Each has places of its own for the results of subqueries, of which the text says nothing, and texts may be cut
+        // short.
         let (results, other_results) = (Results::of(&bound)?, Results::of(other.plan())?);
-        let filter = |scan: &StorageScanExec, results: &Results| {
-            scan.fragment().filter().map(|filter| results.comparable(filter)).transpose()
+        let expressions = |scan: &StorageScanExec, results: &Results| {
+            let (filter, outputs) = (scan.fragment().filter(), scan.fragment().projection().iter());
+            let expressions = filter.into_iter().chain(outputs.map(|output| &output.expression));
+            expressions.map(|expression| results.comparable(expression)).collect::<Result<Vec<_>>>()
         };
         for (one, other) in storage_scans(&bound).iter().zip(&others) {
-            if filter(one, &results)? != filter(other, &other_results)? {
+            if expressions(one, &results)? != expressions(other, &other_results)? {
                 return Ok(None);
             }
         }

@@ -53,6 +53,8 @@ pub struct ScanMetrics {
     pub row_groups_pruned_bloom: Count,
     /// Rows skipped by the page index.
     pub rows_pruned_pages: Count,
+    /// Pages of the columns read that were skipped for that.
+    pub pages_pruned: Count,
     /// Rows that the filter saw at storage.
     pub rows_in: Count,
     /// Rows that came out of the scan.
@@ -139,6 +141,7 @@ impl ScanMetrics {
             row_groups_pruned_statistics: counter("row_groups_pruned_statistics"),
             row_groups_pruned_bloom: counter("row_groups_pruned_bloom"),
             rows_pruned_pages: counter("rows_pruned_pages"),
+            pages_pruned: counter("pages_pruned"),
             rows_in: counter("rows_in"),
             output_rows,
             bytes_read: counter("bytes_read"),
@@ -200,6 +203,7 @@ impl ScanMetrics {
         add(&self.row_groups_pruned_statistics, statistics.row_groups_pruned_statistics);
         add(&self.row_groups_pruned_bloom, statistics.row_groups_pruned_bloom);
         add(&self.rows_pruned_pages, statistics.rows_pruned_pages);
+        add(&self.pages_pruned, statistics.pages_pruned);
         add(&self.rows_in, statistics.rows_in);
         add(&self.bytes_read, statistics.bytes_read);
     }

@@ -108,6 +108,8 @@ pub struct ScanStatistics {
     pub row_groups_pruned_bloom: u64,
     /// Rows skipped by the page index in row groups that were read.
     pub rows_pruned_pages: u64,
+    /// Pages of the columns read that were skipped for that.
+    pub pages_pruned: u64,
     /// Rows that the filter saw.
     pub rows_in: u64,
     /// Rows of the output.
@@ -127,6 +129,7 @@ impl ScanStatistics {
         self.row_groups_pruned_statistics += other.row_groups_pruned_statistics;
         self.row_groups_pruned_bloom += other.row_groups_pruned_bloom;
         self.rows_pruned_pages += other.rows_pruned_pages;
+        self.pages_pruned += other.pages_pruned;
         self.rows_in += other.rows_in;
         self.rows_out += other.rows_out;
         self.bytes_read += other.bytes_read;

@@ -44,6 +44,7 @@ scan_totals! {
     row_groups_pruned_statistics,
     row_groups_pruned_bloom,
     rows_pruned_pages,
+    pages_pruned,
     rows_in,
     output_rows,
     bytes_read,
@@ -80,6 +81,7 @@ impl ScanTotals {
         record.row_groups = self.row_groups;
         record.row_groups_pruned = self.row_groups_pruned();
         record.rows_pruned_pages = self.rows_pruned_pages;
+        record.pages_pruned = self.pages_pruned;
         record.rows_in = self.rows_in;
         record.rows_out = self.output_rows;
         record.bytes_read = self.bytes_read;
@@ -113,6 +115,7 @@ impl ScanTotals {
                 "of these, ruled out by statistics or a Bloom filter",
             ),
             Metric::new("scan_rows_pruned_pages", self.rows_pruned_pages, "rows ruled out by pages' statistics"),
+            Metric::new("scan_pages_pruned", self.pages_pruned, "pages skipped for that"),
             Metric::new("scan_rows_in", self.rows_in, "rows that filters saw at storage nodes"),
             Metric::new("scan_rows_out", self.output_rows, "rows that came back from storage nodes"),
             Metric::new("scan_bytes_read", self.bytes_read, "bytes of segments read at storage nodes"),

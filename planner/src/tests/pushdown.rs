@@ -134,3 +134,22 @@ async fn aggregates_over_a_union_go_to_its_scans() {
         assert_eq!(plan.matches("aggregate=AggregateExec").count(), pushed, "{sql}\n{plan}");
     }
 }
+
+#[tokio::test]
+async fn long_lists_are_cut_short() {
+    let list = (0..5_000).map(|number| (number * 3).to_string()).collect::<Vec<_>>().join(", ");
+    for (sql, shown) in [
+        (
+            format!("select id from orders where id in ({list})"),
+            "filter=id IN (0, 3, 6, 9, 12, 15, 18, 21, 24, 27, ... and 4990 more)",
+        ),
+        (
+            format!("select id from orders where status = 'open' and id not in ({list})"),
+            "id NOT IN (0, 3, 6, 9, 12, 15, 18, 21, 24, 27, ... and 4990 more)",
+        ),
+        ("select id from orders where id in (1, 5, 9, 13)".to_owned(), "filter=id IN (1, 5, 9, 13)"),
+    ] {
+        let plan = explain(&sql).await;
+        assert!(plan.contains(shown) && plan.len() < 1_000, "{plan}");
+    }
+}

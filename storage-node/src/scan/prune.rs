@@ -23,6 +23,7 @@ use parquet::bloom_filter::Sbbf;
 use parquet::file::metadata::ParquetMetaData;
 
 use super::reader::SegmentReader;
+use super::selection::mask_of;
 
 /// A row group to read, with the rows in it that may pass.
 pub(crate) type GroupAccess = (usize, Option<RowSelection>);
@@ -33,6 +34,8 @@ pub(crate) struct Pruner {
     /// `None` where the filter says nothing about statistics.
     predicate: Option<Arc<PruningPredicate>>,
     pages: Option<PagePruningAccessPlanFilter>,
+    /// The columns that are read.
+    columns: Vec<String>,
     metrics: ParquetFileMetrics,
 }
 
@@ -50,11 +53,12 @@ impl Pruner {
             let adapter = factory.create(Arc::clone(scan_schema), Arc::clone(file_schema)).ok()?;
             prunable(&adapter.rewrite(Arc::clone(filter)).ok()?, file_schema)
         });
-        let Some(filter) = adapted else { return Self { predicate: None, pages: None, metrics } };
+        let columns = scan_schema.fields().iter().map(|field| field.name().clone()).collect();
+        let Some(filter) = adapted else { return Self { predicate: None, pages: None, columns, metrics } };
         let predicate =
             PruningPredicateBuilder::new().with_file_schema(Arc::clone(file_schema)).build(Arc::clone(&filter));
         let pages = PagePruningAccessPlanFilter::new(&filter, Arc::clone(file_schema));
-        Self { predicate, pages: Some(pages).filter(|pages| pages.filter_number() > 0), metrics }
+        Self { predicate, pages: Some(pages).filter(|pages| pages.filter_number() > 0), columns, metrics }
     }
 
     /// The row groups to read, in the order of the file.
@@ -93,7 +97,50 @@ impl Pruner {
             .map(|(index, selection)| selection.as_ref().map_or_else(|| rows_of(index), |rows| rows.row_count() as u64))
             .sum();
         statistics.rows_pruned_pages = rows_before.saturating_sub(rows_kept);
+        if statistics.rows_pruned_pages > 0 {
+            statistics.pages_pruned = self.pages_pruned(metadata, file_schema, &before, &kept);
+        }
         kept
+    }
+
+    /// How many pages of the columns read have none of the rows that are `kept` of some row groups. DataFusion counts
+    /// those of one column, whatever column was pruned by.
+    fn pages_pruned(
+        &self,
+        metadata: &ParquetMetaData,
+        file_schema: &Schema,
+        groups: &[usize],
+        kept: &[GroupAccess],
+    ) -> u64 {
+        let parquet_schema = metadata.file_metadata().schema_descr();
+        let columns = self.columns.iter().filter_map(|name| parquet_column(parquet_schema, file_schema, name));
+        let columns: Vec<usize> = columns.map(|(column, _)| column).collect();
+        let pages = |group: usize, column: usize| {
+            let index = metadata.offset_index()?.get(group)?.get(column)?;
+            let starts = index.page_locations().iter().map(|page| usize::try_from(page.first_row_index).ok());
+            starts.collect::<Option<Vec<_>>>()
+        };
+        let of_group = |group: &usize| {
+            let rows =
+                metadata.row_groups().get(*group).map_or(0, |group| usize::try_from(group.num_rows()).unwrap_or(0));
+            let mask = match kept.iter().find(|(index, _)| index == group) {
+                Some((_, None)) => return 0,
+                Some((_, Some(selection))) => Some(mask_of(selection, rows)),
+                None => None,
+            };
+            let is_left = |first: usize, end: usize| match &mask {
+                Some(mask) if first < end && end <= mask.len() => mask.slice(first, end - first).count_set_bits() > 0,
+                Some(_) => true,
+                None => false,
+            };
+            let of_column = |column: &usize| {
+                let starts = pages(*group, *column).unwrap_or_default();
+                let ends = starts.iter().skip(1).copied().chain([rows]);
+                starts.iter().zip(ends).filter(|(first, end)| !is_left(**first, *end)).count() as u64
+            };
+            columns.iter().map(of_column).sum()
+        };
+        groups.iter().map(of_group).sum()
     }
 
     /// Whether a row group may hold a row that passes, by its statistics alone.

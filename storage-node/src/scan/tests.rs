@@ -141,6 +141,8 @@ async fn row_groups_and_pages_are_pruned() {
     let statistics = scanned.statistics;
     assert_eq!((statistics.row_groups, statistics.row_groups_pruned_statistics), (3, 2));
     assert_eq!((statistics.rows_pruned_pages, statistics.rows_in), (8_000, 2_000));
+    // Of five columns.
+    assert_eq!(statistics.pages_pruned, 40);
 }
 
 #[tokio::test]
