@@ -67,6 +67,8 @@ fn parts(scan: &StorageScanExec) -> Vec<(&'static str, String)> {
         ReductionKind::Aggregate => ("aggregate", reduction.describe()),
         ReductionKind::TopK => ("first rows", reduction.describe()),
     }));
+    let order = fragment.reduction().and_then(Reduction::order);
+    parts.extend(order.map(|order| ("of rows in the order", format!("[{order}]"))));
     let having = fragment.reduction().and_then(Reduction::having);
     parts.extend(having.map(|having| ("having", fmt_sql(having.as_ref()).to_string())));
     if !scan.runtime_filters().is_empty() {

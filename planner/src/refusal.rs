@@ -32,11 +32,12 @@ reasons! {
     AfterLimit = "after_limit", "it comes after a limit, which has to see all rows first";
     ExpressionKind = "expression_kind", "an expression of a kind that storage nodes are not given";
     Join = "join", "joins run on the coordinator";
+    KeepsValues = "keeps_values", "an aggregate keeps all its values, and what they are ordered by";
     ManyGroups = "many_groups", "an aggregate has about as many groups as rows";
     ManyRows = "many_rows", "the first rows of an order are too many";
     Metadata = "metadata", "a projection changes the metadata of its columns";
     NoWireForm = "no_wire_form", "an expression or its type does not survive the wire";
-    OrderedAggregate = "ordered_aggregate", "an aggregate needs its rows in an order";
+    OrderedAggregate = "ordered_aggregate", "an aggregate takes its rows in an order, and they come from joins or are sorted already";
     ResultIsNotState = "result_is_not_state", "a filter of groups is on a result that is not the state of its aggregate";
     RunTime = "run_time", "a filter is known only while the query runs";
     SessionSettings = "session_settings", "a function has settings of the session";

@@ -2,6 +2,7 @@
 
 mod group_keys;
 mod keys_apart;
+mod ordered_aggregates;
 mod pushdown;
 mod subqueries;
 
@@ -198,7 +199,7 @@ async fn what_is_not_pushed_says_why() {
     check_plan(wide, &["ProjectionExec", "columns=[id, comment]", reason], None).await;
     let ordered = "select status, array_agg(id order by id) from orders group by status";
     let sorted = "SortExec: expr=[id@0 ASC NULLS LAST]";
-    let reason = "not pushed: aggregate: array_agg needs its rows in an order";
+    let reason = "not pushed: aggregate: array_agg keeps all its values, and what they are ordered by";
     check_plan(ordered, &["mode=Partial", sorted, "columns=[id, status]", reason], None).await;
     let unique = "select id, count(*) from orders group by id";
     check_plan(unique, &["not pushed: aggregate: it has about as many groups as rows"], None).await;

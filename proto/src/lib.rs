@@ -20,7 +20,7 @@ pub use error::{Error, Result, ResultExt, panic_text};
 pub use fragment::{Fragment, ProjectionColumn};
 pub use id::{ClusterId, Epoch, NodeId, RelationId, RequestId, SegmentId, TransactionId, Version};
 pub use membership::{KeySet, Membership};
-pub use reduction::{Reduction, ReductionKind, join_is_local};
+pub use reduction::{Reduction, ReductionKind, join_is_local, takes_ordered_rows_only};
 pub use scan::{CallHeader, ScanEvent, ScanRequest, ScanStatistics, SegmentScan};
 pub use segment::{NodeInfo, PutReceipt, ScrubProgress, SegmentDescription};
 

@@ -1,5 +1,5 @@
-//! What becomes of a fragment's rows before they are sent: a partial aggregate, of the rows themselves or of what joins
-//! with small tables make of them, or the first rows of an order.
+//! What becomes of a fragment's rows before they are sent: a partial aggregate, of the rows themselves, of these in an
+//! order, or of what joins with small tables make of them, or the first rows of an order.
 
 use std::sync::Arc;
 
@@ -7,7 +7,8 @@ use arrow::datatypes::{DataType, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use datafusion::common::JoinType;
 use datafusion::datasource::memory::MemorySourceConfig;
-use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
+use datafusion::physical_expr::{LexOrdering, PhysicalExpr};
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode, PhysicalGroupBy};
 use datafusion::physical_plan::empty::EmptyExec;
 use datafusion::physical_plan::execution_plan::replace_children_if_necessary;
@@ -43,12 +44,17 @@ pub struct Reduction {
 }
 
 impl Reduction {
-    /// The partial aggregation that `aggregate` stands for, whatever its input.
+    /// The partial aggregation that `aggregate` stands for, whatever its input. Where one of its functions takes rows in
+    /// an order only, the rows of a segment are sorted first.
     ///
     /// # Errors
-    /// When it is not the partial stage of an aggregation.
+    /// When it is not the partial stage of an aggregation, or its functions would take the order for another one than
+    /// those of the stage that merges the states.
     pub fn aggregate(aggregate: &AggregateExec) -> Result<Self> {
-        let input: Arc<dyn ExecutionPlan> = Arc::new(EmptyExec::new(aggregate.input().schema()));
+        let mut input: Arc<dyn ExecutionPlan> = Arc::new(EmptyExec::new(aggregate.input().schema()));
+        if let Some(order) = order_needed(aggregate) {
+            input = Arc::new(SortExec::new(order, input));
+        }
         let plan = AggregateExec::try_new(
             *aggregate.mode(),
             aggregate.group_expr().clone(),
@@ -57,6 +63,14 @@ impl Reduction {
             input,
             aggregate.input_schema(),
         )?;
+        // An operator that is made anew may reverse a function that orders its rows, by what it knows of its input.
+        let is_same = |(made, planned): (&Arc<AggregateFunctionExpr>, &Arc<AggregateFunctionExpr>)| {
+            made.is_reversed() == planned.is_reversed() && made.order_bys() == planned.order_bys()
+        };
+        if !plan.aggr_expr().iter().zip(aggregate.aggr_expr()).all(is_same) {
+            let text = "an aggregate function would order its rows the other way round than the final stage";
+            return Err(Error::new(ErrorCode::NotSupported, text));
+        }
         Self::try_from_plan(Arc::new(plan))
     }
 
@@ -70,8 +84,9 @@ impl Reduction {
         Self::try_from_plan(Arc::new(plan))
     }
 
-    /// The reduction that a plan over an [`EmptyExec`] stands for. Below an aggregate there may be projections, filters
-    /// and hash joins, whose build sides are [`EmptyExec`]s as well and come by [`Reduction::with_builds`].
+    /// The reduction that a plan over an [`EmptyExec`] stands for. Below an aggregate there may be a sort of all rows, or
+    /// projections, filters and hash joins, whose build sides are [`EmptyExec`]s as well and come by
+    /// [`Reduction::with_builds`].
     ///
     /// # Errors
     /// [`ErrorCode::NotSupported`] for any other operator.
@@ -215,6 +230,13 @@ impl Reduction {
         &self.plan
     }
 
+    /// The order in which an aggregate takes the rows of a segment, where it needs one; over
+    /// [`Reduction::input_schema`].
+    pub fn order(&self) -> Option<&LexOrdering> {
+        let aggregate = self.plan.downcast_ref::<AggregateExec>()?;
+        aggregate.input().downcast_ref::<SortExec>().map(SortExec::expr)
+    }
+
     /// What it reads.
     pub fn input_schema(&self) -> SchemaRef {
         spine(&self.plan).and_then(placeholder).unwrap_or(&self.plan).schema()
@@ -232,6 +254,17 @@ impl Reduction {
     /// When `input` has another schema, or build sides are missing.
     pub fn over(&self, input: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
         over(&self.plan, input, &mut self.builds.iter())
+    }
+
+    /// The same over rows that are in [`Reduction::order`] already.
+    ///
+    /// # Errors
+    /// Those of [`Reduction::over`].
+    pub fn over_ordered(&self, input: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
+        match self.order() {
+            None => self.over(input),
+            Some(_) => Ok(replace_children_if_necessary(Arc::clone(&self.plan), vec![input])?.reset_state()?),
+        }
     }
 
     /// An operator that merges reduced rows: both its input and its output have
@@ -268,9 +301,30 @@ fn spine(node: &Arc<dyn ExecutionPlan>) -> Option<&Arc<dyn ExecutionPlan>> {
     }
 }
 
+/// The order that the rows below a partial aggregate have to have, where one of its functions takes no other.
+fn order_needed(aggregate: &AggregateExec) -> Option<LexOrdering> {
+    if !aggregate.aggr_expr().iter().any(|function| takes_ordered_rows_only(function)) {
+        return None;
+    }
+    // None where the order is certain: by what all rows of a group have in common.
+    let required = aggregate.required_input_ordering().into_iter().next().flatten()?;
+    Some(LexOrdering::from(required.into_single()))
+}
+
+/// Whether an aggregate function relies on the order of the rows that it is given; others keep what they order by in
+/// their states, or only name what they aggregate by it.
+pub fn takes_ordered_rows_only(function: &AggregateFunctionExpr) -> bool {
+    let takes_any_order = function.order_sensitivity().is_beneficial() || function.fun().supports_within_group_clause();
+    !function.order_bys().is_empty() && !takes_any_order
+}
+
 /// The placeholder for the rows of a segment at the bottom of a plan, if all above it are operators that a partial
-/// aggregate may have below it: they keep no rows, and may run over each segment alone.
+/// aggregate may have below it: a sort of all rows alone, or some that keep no rows, and may run over each segment alone.
 fn placeholder(plan: &Arc<dyn ExecutionPlan>) -> Option<&Arc<dyn ExecutionPlan>> {
+    let sort = plan.downcast_ref::<SortExec>().filter(|sort| sort.fetch().is_none());
+    if let Some(sort) = sort {
+        return Some(sort.input()).filter(|input| input.is::<EmptyExec>());
+    }
     let mut node = plan;
     while !node.is::<EmptyExec>() {
         let join = node.downcast_ref::<HashJoinExec>();

@@ -50,6 +50,9 @@ pub(crate) const REDUCTION_BYTES_MAX: usize = 16 << 20;
 /// The same of a reduction that leaves out groups once it has seen all rows of them, which pays for a whole segment of
 /// groups: afterwards all are sent.
 pub(crate) const HAVING_BYTES_MAX: usize = 64 << 20;
+/// Bytes of the rows of a segment that are sorted at once for an aggregate that takes rows in an order: half a million of
+/// two numbers. While they are sorted they take three times as much. Not an option, for the same reason.
+pub(crate) const SORTED_BYTES_MAX: usize = 8 << 20;
 /// Bytes of a group and its states, about, with its place in a hash table: of which a segment has as many as rows at most.
 pub(crate) const STATE_BYTES: u64 = 128;
 /// Rows after which a partial aggregate is asked whether it is worth its while: a tenth of a segment.

@@ -34,6 +34,7 @@ mod request;
 mod results;
 mod segment;
 mod selection;
+mod sorted;
 mod stages;
 mod step;
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arrow::record_batch::RecordBatch;
-use aubade_proto::{Reduction, join_is_local};
+use aubade_proto::{Reduction, join_is_local, takes_ordered_rows_only};
 use datafusion::common::Statistics;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
@@ -63,6 +63,9 @@ impl BroadcastJoins {
     fn broadcast(&self, aggregate: &AggregateExec, config: &ConfigOptions) -> Result<Option<Arc<dyn ExecutionPlan>>> {
         let linear = matches!(aggregate.input_order_mode(), InputOrderMode::Linear);
         if *aggregate.mode() != AggregateMode::Partial || !linear || aggregate.limit_options().is_some() {
+            return Ok(None);
+        }
+        if aggregate.aggr_expr().iter().any(|function| takes_ordered_rows_only(function)) {
             return Ok(None);
         }
         let Some(spine) = spine(aggregate.input())? else { return Ok(None) };

@@ -9,7 +9,8 @@ use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::error::Result;
 use datafusion::physical_expr::PhysicalExpr;
-use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
+use datafusion::physical_expr::expressions::{Column, Literal};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode, PhysicalGroupBy};
 use datafusion::physical_plan::execution_plan::replace_children_if_necessary;
@@ -19,6 +20,7 @@ use datafusion::physical_plan::sorts::sort::SortExec;
 use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
 use datafusion::physical_plan::union::UnionExec;
 use datafusion::physical_plan::{ExecutionPlan, Partitioning};
+use datafusion::scalar::ScalarValue;
 
 use super::compose::{columns_used, substitute, substitute_outputs};
 use super::pushable::Pushable;
@@ -44,6 +46,9 @@ const GROUPS_PER_ROW_MAX: f64 = 0.8;
 /// ```
 /// It comes after the stages have been put on their partitions, and before a partial and a final
 /// stage on the same partition become one.
+///
+/// A sort below the partial stage, for functions that take rows in an order only, goes along: nodes sort the rows of
+/// each segment, and the states that they make of them hold the order to be merged by.
 #[derive(Debug)]
 pub struct PushReduction {
     pushable: Arc<Pushable>,
@@ -55,37 +60,26 @@ impl PushReduction {
         Self { pushable }
     }
 
-    fn aggregate(&self, aggregate: &AggregateExec, config: &ConfigOptions) -> Result<Option<Arc<dyn ExecutionPlan>>> {
-        let Some(found) = scan_under(aggregate.input()) else {
-            return self.note_ordered(aggregate, config);
-        };
+    fn aggregate(&self, aggregate: &AggregateExec, config: &ConfigOptions) -> Result<Option<Below>> {
+        let Some(found) = scan_under(aggregate.input(), true) else { return Ok(None) };
+        let takes_orders = aggregate.aggr_expr().iter().any(|function| !function.order_bys().is_empty());
+        let noted = |refusal| noted(aggregate.input(), &found, "aggregate", refusal).map(Below::Input).map(Some);
         let scan = match self.fused(&found, config)? {
             Ok(scan) => scan,
-            Err(refusal) => return noted(aggregate.input(), &found, "aggregate", refusal).map(Some),
+            Err(refusal) => return noted(refusal),
         };
         let refused = match refuse_aggregate(&self.pushable, aggregate, true, config) {
+            // Nobody says which rows the order is for.
+            None if found.sorted && !takes_orders => {
+                Some(Refusal::new(Reason::OrderedAggregate, "its rows come in an order"))
+            }
             None if pushdown(config) == Pushdown::Auto => costs_more(aggregate, &scan)?,
             refused => refused,
         };
         match self.reduced(&scan, refused, || Reduction::aggregate(aggregate)) {
-            Ok(fragment) => Ok(Some(Arc::new(scan.with_fragment(fragment)?))),
-            Err(refusal) => noted(aggregate.input(), &found, "aggregate", refusal).map(Some),
+            Ok(fragment) => in_order_of(aggregate, scan.with_fragment(fragment)?).map(Below::States).map(Some),
+            Err(refusal) => noted(refusal),
         }
-    }
-
-    /// An aggregate over sorted rows of a scan stays above the sort; the scan says so.
-    fn note_ordered(
-        &self,
-        aggregate: &AggregateExec,
-        config: &ConfigOptions,
-    ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
-        let sort = aggregate.input().downcast_ref::<SortExec>().filter(|sort| sort.fetch().is_none());
-        let Some(found) = sort.and_then(|sort| scan_under(sort.input())) else { return Ok(None) };
-        let ordered = aggregate.aggr_expr().iter().find(|function| !function.order_bys().is_empty());
-        let name = ordered.map_or("it", |function| function.fun().name());
-        let refused = refuse_aggregate(&self.pushable, aggregate, false, config)
-            .unwrap_or_else(|| Refusal::new(Reason::OrderedAggregate, format!("{name} needs its rows in an order")));
-        noted(aggregate.input(), &found, "aggregate", refused).map(Some)
     }
 
     /// A partial aggregate over a union as a union of partial aggregates, if some of them go into scans.
@@ -110,11 +104,10 @@ impl PushReduction {
                 part.schema(),
             )?;
             let below = self.aggregate(&over_part, config)?;
-            let is_part_reduced = below.as_ref().is_some_and(is_reduced);
-            reduced |= is_part_reduced;
+            reduced |= matches!(below, Some(Below::States(_)));
             parts.push(match below {
-                Some(scan) if is_part_reduced => scan,
-                Some(noted) => replace_children_if_necessary(Arc::new(over_part), vec![noted])?,
+                Some(Below::States(states)) => states,
+                Some(Below::Input(noted)) => replace_children_if_necessary(Arc::new(over_part), vec![noted])?,
                 None => Arc::new(over_part),
             });
         }
@@ -160,7 +153,7 @@ impl PushReduction {
 
     fn top(&self, sort: &SortExec, config: &ConfigOptions) -> Result<Option<Arc<dyn ExecutionPlan>>> {
         let Some(fetch) = sort.fetch() else { return Ok(None) };
-        let Some(found) = scan_under(sort.input()) else { return Ok(None) };
+        let Some(found) = scan_under(sort.input(), false) else { return Ok(None) };
         // However wide their rows: few are sent.
         let scan = match self.fused(&found, config)? {
             Ok(scan) => scan,
@@ -183,8 +176,22 @@ impl PushReduction {
     }
 }
 
-fn is_reduced(plan: &Arc<dyn ExecutionPlan>) -> bool {
-    plan.downcast_ref::<StorageScanExec>().is_some_and(|scan| scan.fragment().reduction().is_some())
+/// What becomes of what is below a partial aggregate.
+enum Below {
+    /// The states of the aggregate, which takes its place.
+    States(Arc<dyn ExecutionPlan>),
+    /// Its input, where the scan says why the aggregate stays.
+    Input(Arc<dyn ExecutionPlan>),
+}
+
+/// The states of an aggregate, in the order that it had them in: operators above may rely on it.
+fn in_order_of(aggregate: &AggregateExec, states: StorageScanExec) -> Result<Arc<dyn ExecutionPlan>> {
+    let states: Arc<dyn ExecutionPlan> = Arc::new(states);
+    let order = match aggregate.properties().output_ordering() {
+        Some(order) if !states.properties().equivalence_properties().ordering_satisfy(order.clone())? => order.clone(),
+        _ => return Ok(states),
+    };
+    Ok(Arc::new(SortExec::new(order, states).with_preserve_partitioning(true)))
 }
 
 /// A scan, and the projections between it and an operator above.
@@ -192,17 +199,19 @@ struct Found {
     scan: StorageScanExec,
     /// The outermost first.
     projections: Vec<ProjectionExec>,
+    /// Whether there is a sort of all rows as well.
+    sorted: bool,
 }
 
 /// The scan that an operator reads from, with nothing in between but projections and a spreading
-/// over partitions, which a partial stage does not need.
-fn scan_under(input: &Arc<dyn ExecutionPlan>) -> Option<Found> {
-    let mut projections = Vec::new();
+/// over partitions, which a partial stage does not need, and, where these may be left out, sorts of all rows.
+fn scan_under(input: &Arc<dyn ExecutionPlan>, through_sorts: bool) -> Option<Found> {
+    let (mut projections, mut sorted) = (Vec::new(), false);
     let mut node = input;
     loop {
         if let Some(scan) = node.downcast_ref::<StorageScanExec>() {
             let reduced = scan.fragment().reduction().is_some();
-            return (!reduced).then(|| Found { scan: scan.clone(), projections });
+            return (!reduced).then(|| Found { scan: scan.clone(), projections, sorted });
         }
         if let Some(projection) = node.downcast_ref::<ProjectionExec>() {
             projections.push(projection.clone());
@@ -211,6 +220,11 @@ fn scan_under(input: &Arc<dyn ExecutionPlan>) -> Option<Found> {
             node = spread.input();
         } else if let Some(unordered) = node.downcast_ref::<UnorderedExec>() {
             node = unordered.input();
+        } else if let Some(sort) =
+            node.downcast_ref::<SortExec>().filter(|sort| through_sorts && sort.fetch().is_none())
+        {
+            sorted = true;
+            node = sort.input();
         } else {
             return None;
         }
@@ -277,19 +291,53 @@ pub(super) fn refuse_aggregate(
 
 /// Why the aggregate would save nothing, if the statistics say so.
 fn costs_more(aggregate: &AggregateExec, scan: &StorageScanExec) -> Result<Option<Refusal>> {
+    if let Some(function) = aggregate.aggr_expr().iter().find(|function| keeps_values(function)) {
+        let text = format!("{} keeps all its values, and what they are ordered by", function.fun().name());
+        return Ok(Some(Refusal::new(Reason::KeepsValues, text)));
+    }
     let statistics = StatisticsContext::new().compute(aggregate.input().as_ref(), &StatisticsArgs::new())?;
     let Some(rows) = statistics.num_rows.get_value().copied() else { return Ok(None) };
     // Guesses of how few rows pass a filter are the least certain ones, and there is little to lose by them.
     let is_guess = scan.fragment().filter().is_some() && rows <= FEW_ROWS;
-    if aggregate.group_expr().is_empty() || is_guess {
+    let values = aggregate.aggr_expr().iter().map(|function| values_kept(function)).fold(1.0, f64::max);
+    let keeps_few = values <= 1.0 || rows <= FEW_ROWS;
+    if (aggregate.group_expr().is_empty() && keeps_few) || is_guess {
         return Ok(None);
     }
-    let Some(groups) = group_count(aggregate.group_expr(), &statistics) else { return Ok(None) };
+    let groups = match aggregate.group_expr().is_empty() {
+        true => Some(1.0),
+        false => group_count(aggregate.group_expr(), &statistics),
+    };
+    let Some(groups) = groups else { return Ok(None) };
     let states = states_of_segments(aggregate.group_expr(), scan, rows as f64, groups);
     if states > GROUPS_PER_ROW_MAX * rows as f64 {
         return Ok(Some(Refusal::new(Reason::ManyGroups, "it has about as many groups as rows")));
     }
+    if !keeps_few && states * values > GROUPS_PER_ROW_MAX * rows as f64 {
+        let text = "the values that it keeps for its groups are about as many as the rows";
+        return Ok(Some(Refusal::new(Reason::KeepsValues, text)));
+    }
     Ok(None)
+}
+
+/// Whether a function keeps all its values, each with what it is ordered by, which are more bytes than rows have.
+fn keeps_values(function: &AggregateFunctionExpr) -> bool {
+    matches!(function.fun().name(), "array_agg" | "string_agg")
+        && !function.order_bys().is_empty()
+        && !function.is_distinct()
+}
+
+/// How many values a function keeps for a group at most, where that is more than one and known.
+fn values_kept(function: &AggregateFunctionExpr) -> f64 {
+    let arguments = function.expressions();
+    let place = match (function.fun().name(), arguments.get(1)) {
+        ("nth_value", Some(place)) => place.downcast_ref::<Literal>(),
+        _ => None,
+    };
+    match place.map(Literal::value) {
+        Some(ScalarValue::Int64(Some(place))) => place.unsigned_abs() as f64,
+        _ => 1.0,
+    }
 }
 
 /// About how many states the segments of a scan have together, of so many rows and groups in all: each has its own, as
@@ -336,10 +384,10 @@ impl PhysicalOptimizerRule for PushReduction {
                     let union = self.aggregate_of_union(aggregate, config)?;
                     return Ok(union.map_or_else(|| Transformed::no(node), Transformed::yes));
                 };
-                if is_reduced(&below) {
-                    return Ok(Transformed::yes(below));
-                }
-                return replace_children_if_necessary(node, vec![below]).map(Transformed::yes);
+                return match below {
+                    Below::States(states) => Ok(Transformed::yes(states)),
+                    Below::Input(input) => replace_children_if_necessary(node, vec![input]).map(Transformed::yes),
+                };
             }
             let Some(sort) = node.downcast_ref::<SortExec>() else { return Ok(Transformed::no(node)) };
             match self.top(sort, config)? {

@@ -127,12 +127,6 @@ impl Pushable {
         config: &ConfigOptions,
     ) -> Option<Refusal> {
         let name = function.fun().name();
-        // Some keep what they order by in their states, or only name what they aggregate by it.
-        let takes_any_order =
-            function.order_sensitivity().is_beneficial() || function.fun().supports_within_group_clause();
-        if !function.order_bys().is_empty() && !takes_any_order {
-            return Some(Refusal::new(Reason::OrderedAggregate, format!("{name} needs its rows in an order")));
-        }
         let subqueries = subqueries && function.order_bys().is_empty() && !function.is_reversed();
         let keys = function.order_bys().iter().map(|key| &key.expr);
         let mut parts = function.expressions().into_iter().chain(keys.cloned());

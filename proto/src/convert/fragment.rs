@@ -146,7 +146,10 @@ fn decode_reduction(bytes: &[u8], functions: &TaskContext) -> Result<Reduction> 
         .context(ErrorCode::InvalidMessage, || "field fragment.reduction is no plan".to_owned())?;
     // Looked at before it is turned into operators: other nodes of a plan can name files.
     let known = match &node.physical_plan_type {
-        Some(PhysicalPlanType::Aggregate(aggregate)) => is_joined_placeholder(aggregate.input.as_deref()),
+        Some(PhysicalPlanType::Aggregate(aggregate)) => {
+            let input = aggregate.input.as_deref();
+            is_sorted_placeholder(input) || is_joined_placeholder(input)
+        }
         Some(PhysicalPlanType::Sort(sort)) => is_placeholder(sort.input.as_deref()),
         _ => false,
     };
@@ -163,6 +166,15 @@ fn decode_reduction(bytes: &[u8], functions: &TaskContext) -> Result<Reduction> 
 
 fn is_placeholder(node: Option<&PhysicalPlanNode>) -> bool {
     node.is_some_and(|node| matches!(node.physical_plan_type, Some(PhysicalPlanType::Empty(_))))
+}
+
+/// Whether a plan is a sort of all rows of a placeholder.
+fn is_sorted_placeholder(node: Option<&PhysicalPlanNode>) -> bool {
+    match node.and_then(|node| node.physical_plan_type.as_ref()) {
+        // Without a fetch it is negative.
+        Some(PhysicalPlanType::Sort(sort)) => sort.fetch < 0 && is_placeholder(sort.input.as_deref()),
+        _ => false,
+    }
 }
 
 /// Whether a plan is a placeholder, with nothing above it but projections, filters, and joins with other placeholders.
@@ -271,13 +283,16 @@ mod tests {
     use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringViewArray};
     use arrow::datatypes::{DataType, Field};
     use datafusion::functions_aggregate::count::count_udaf;
+    use datafusion::functions_aggregate::nth_value::nth_value_udaf;
     use datafusion::logical_expr::Operator;
     use datafusion::logical_expr::physical_planning_context::{ScalarSubqueryResults, SubqueryIndex};
     use datafusion::physical_expr::aggregate::AggregateExprBuilder;
     use datafusion::physical_expr::expressions::{binary, col, lit};
+    use datafusion::physical_expr::{LexOrdering, PhysicalSortExpr};
     use datafusion::physical_plan::ExecutionPlan;
     use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode, PhysicalGroupBy};
     use datafusion::physical_plan::empty::EmptyExec;
+    use datafusion::physical_plan::sorts::sort::SortExec;
     use datafusion::prelude::SessionContext;
 
     use super::*;
@@ -372,6 +387,32 @@ mod tests {
         let bare: Arc<dyn ExecutionPlan> = Arc::new(EmptyExec::new(Arc::clone(sent.scan_schema())));
         let bare = PhysicalPlanNode::try_from_physical_plan(bare, &DefaultPhysicalExtensionCodec {}).unwrap();
         message.reduction = bare.encode_to_vec().into();
+        assert_eq!(decode_fragment(&message, &context).unwrap_err().code(), ErrorCode::NotSupported);
+    }
+
+    #[test]
+    fn a_sort_of_all_rows_may_be_below_an_aggregate_and_one_of_the_first_may_not() {
+        let fragment = fragment().with_limit(None);
+        let schema = Arc::clone(fragment.projected_schema());
+        let order = LexOrdering::new([PhysicalSortExpr::new_default(col("x", &schema).unwrap())]).unwrap();
+        let second = AggregateExprBuilder::new(nth_value_udaf(), vec![col("x", &schema).unwrap(), lit(2_i64)]);
+        let second = second.order_by(order.to_vec()).schema(Arc::clone(&schema)).alias("second").build().unwrap();
+        let over = |input: Arc<dyn ExecutionPlan>| {
+            let group = PhysicalGroupBy::new_single(Vec::new());
+            let (functions, schema) = (vec![Arc::new(second.clone())], Arc::clone(&schema));
+            AggregateExec::try_new(AggregateMode::Partial, group, functions, vec![None], input, schema).unwrap()
+        };
+        let rows: Arc<dyn ExecutionPlan> = Arc::new(EmptyExec::new(Arc::clone(&schema)));
+        let sent = fragment.with_reduction(Reduction::aggregate(&over(Arc::clone(&rows))).unwrap()).unwrap();
+        assert_eq!(sent.reduction().unwrap().order(), Some(&order));
+        let mut message = encode_fragment(&sent).unwrap();
+        let context = SessionContext::new().task_ctx();
+        let received = decode_fragment(&message, &context).unwrap();
+        assert_eq!(received.output_schema(), sent.output_schema());
+        assert_eq!(received.reduction().unwrap().order(), Some(&order));
+        let some = over(Arc::new(SortExec::new(order, rows).with_fetch(Some(3))));
+        let some = PhysicalPlanNode::try_from_physical_plan(Arc::new(some), &DefaultPhysicalExtensionCodec {}).unwrap();
+        message.reduction = some.encode_to_vec().into();
         assert_eq!(decode_fragment(&message, &context).unwrap_err().code(), ErrorCode::NotSupported);
     }
 

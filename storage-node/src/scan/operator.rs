@@ -23,7 +23,7 @@ use datafusion::execution::memory_pool::{MemoryPool, UnboundedMemoryPool};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::{RecordBatchStream, SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::expressions::DynamicFilterPhysicalExpr;
-use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
+use datafusion::physical_expr::{EquivalenceProperties, LexOrdering, PhysicalExpr};
 use datafusion::physical_plan::aggregates::AggregateExec;
 use datafusion::physical_plan::execution_plan::{
     Boundedness, ChildrenPropertiesMode, EmissionType, ReplaceChildrenOptions,
@@ -132,8 +132,17 @@ pub(crate) struct InputProperties(Arc<PlanProperties>);
 impl InputProperties {
     /// Rows of a schema.
     pub(crate) fn new(schema: SchemaRef) -> Self {
+        Self::of(EquivalenceProperties::new(schema))
+    }
+
+    /// Rows of a schema that are in an order.
+    pub(crate) fn ordered(schema: SchemaRef, order: LexOrdering) -> Self {
+        Self::of(EquivalenceProperties::new_with_orderings(schema, [order]))
+    }
+
+    fn of(known: EquivalenceProperties) -> Self {
         Self(Arc::new(PlanProperties::new(
-            EquivalenceProperties::new(schema),
+            known,
             Partitioning::UnknownPartitioning(1),
             EmissionType::Incremental,
             Boundedness::Bounded,
@@ -275,9 +284,9 @@ mod tests {
     use arrow::datatypes::Int64Type;
     use datafusion::functions_aggregate::min_max::min_udaf;
     use datafusion::functions_aggregate::sum::sum_udaf;
+    use datafusion::physical_expr::PhysicalSortExpr;
     use datafusion::physical_expr::aggregate::AggregateExprBuilder;
     use datafusion::physical_expr::expressions::col;
-    use datafusion::physical_expr::{LexOrdering, PhysicalSortExpr};
     use datafusion::physical_plan::aggregates::{AggregateMode, PhysicalGroupBy};
     use datafusion::physical_plan::empty::EmptyExec;
     use datafusion::physical_plan::sorts::sort::SortExec;

@@ -5,6 +5,8 @@
 //! projected rows -> reducer -> held --(complete and small)--> merged with other segments
 //!                                \--(more than that)-------> sent as it comes
 //! ```
+//! Rows that an aggregate takes in an order are sorted before, in [`SortedRuns`], each of which has states of its own.
+//!
 //! What comes out, and in which order, depends on nothing but the segment, the fragment and the rows
 //! per batch, so that a retry at another node goes on where the first one ended.
 
@@ -22,7 +24,10 @@ use super::grouping::{Grouping, GroupingPlan};
 use super::operator::{InputProperties, Operator, OperatorSettings, Polled};
 use super::output::{Progress, RowLimit};
 use super::packed::plain_batch;
-use crate::limits::{HAVING_BYTES_MAX, MERGE_BYTES_MAX, MERGE_ROWS_MAX, REDUCTION_BYTES_MAX, SHARED_BOUND_ROWS_MAX};
+use super::sorted::{Next, SortedRuns};
+use crate::limits::{
+    HAVING_BYTES_MAX, MERGE_BYTES_MAX, MERGE_ROWS_MAX, REDUCTION_BYTES_MAX, SHARED_BOUND_ROWS_MAX, SORTED_BYTES_MAX,
+};
 
 /// How a request reduces its rows.
 pub(crate) struct Reductions {
@@ -38,8 +43,11 @@ impl Reductions {
         let settings = OperatorSettings::new(batch_rows, reduction.having().is_some())?;
         let reduction = reduction.with_arguments(|argument, schema| Ok(faster(argument, schema)?))?;
         let grouping = GroupingPlan::of(&reduction);
-        let input =
-            InputProperties::below(reduction.plan()).unwrap_or_else(|| InputProperties::new(reduction.input_schema()));
+        let input = match reduction.order() {
+            Some(order) => InputProperties::ordered(reduction.input_schema(), order.clone()),
+            None => InputProperties::below(reduction.plan())
+                .unwrap_or_else(|| InputProperties::new(reduction.input_schema())),
+        };
         Ok(Self { reduction, settings, grouping, input, batch_rows: batch_rows.max(1) })
     }
 
@@ -49,7 +57,7 @@ impl Reductions {
     }
 
     fn operator(&self) -> Result<Operator> {
-        Operator::new(&self.settings, &self.input, |input| self.reduction.over(input))
+        Operator::new(&self.settings, &self.input, |input| self.reduction.over_ordered(input))
     }
 
     /// Bytes that the reduction of one segment holds at most before it begins again.
@@ -84,7 +92,7 @@ impl Reductions {
 
 /// The batch without the pages that its strings were read from, if these are most of it, and the
 /// bytes of its rows.
-fn compact(batch: RecordBatch) -> Result<(RecordBatch, usize)> {
+pub(super) fn compact(batch: RecordBatch) -> Result<(RecordBatch, usize)> {
     let mut bytes = 0_usize;
     let (schema, columns, rows) = batch.into_parts();
     let columns = columns.into_iter().map(|column| {
@@ -120,6 +128,8 @@ struct Reducer {
     /// Takes the rows before there is an operator, for as long as it can.
     grouping: Option<Grouping>,
     operator: Option<Operator>,
+    /// Puts the rows in order before they go to the operator, where it needs one.
+    sorted: Option<SortedRuns>,
     /// What the operator held before it had rows: the build sides of joins, which other processes count otherwise.
     base_bytes: usize,
     /// What the operator had to say before it had rows, and what was grouped without it.
@@ -134,9 +144,14 @@ struct Reducer {
 
 impl Reducer {
     fn new(reductions: Arc<Reductions>, bytes_max: usize) -> Result<Self> {
+        let sorted = reductions
+            .reduction
+            .order()
+            .map(|order| SortedRuns::new(order.clone(), bytes_max.min(SORTED_BYTES_MAX), reductions.batch_rows));
         let mut reducer = Self {
             grouping: reductions.grouping.as_ref().map(GroupingPlan::begin).transpose()?,
             operator: None,
+            sorted,
             base_bytes: 0,
             early: VecDeque::new(),
             bytes_max,
@@ -179,6 +194,11 @@ impl Reducer {
             self.whole = false;
             self.end_grouping()?;
         }
+        if let Some(sorted) = &mut self.sorted {
+            let is_part = sorted.push(plain_batch(batch, &self.reductions.reduction.input_schema())?)?;
+            self.whole &= !is_part;
+            return Ok(());
+        }
         if self.operator.is_none() && !self.wants_nothing {
             self.begin()?;
         }
@@ -203,9 +223,29 @@ impl Reducer {
     /// Says that there are no more rows.
     fn close(&mut self) {
         self.closed = true;
-        if let Some(operator) = &self.operator {
+        // The last run of sorted rows is still to come.
+        if let Some(operator) = self.operator.as_ref().filter(|_| self.sorted.is_none()) {
             operator.close();
         }
+    }
+
+    /// Gives a hungry operator sorted rows, or says that the run has ended; false where there is nothing to do.
+    fn feed(&mut self) -> Result<bool> {
+        let Some(sorted) = &mut self.sorted else { return Ok(false) };
+        if self.closed && !sorted.is_ready() {
+            sorted.sort()?;
+        }
+        if self.operator.is_none() && sorted.is_ready() {
+            self.begin()?;
+        }
+        let (Some(sorted), Some(operator)) = (&mut self.sorted, &self.operator) else { return Ok(false) };
+        match sorted.next() {
+            Next::Rows(rows) => operator.push(rows)?,
+            Next::End => operator.close(),
+            Next::Hungry if self.closed => operator.close(),
+            Next::Hungry => return Ok(false),
+        }
+        Ok(true)
     }
 
     /// Reduced rows, as far as the input allows.
@@ -218,7 +258,14 @@ impl Reducer {
         if let Some(batch) = self.early.pop_front() {
             return Ok(Some(batch));
         }
-        while let Some(operator) = &mut self.operator {
+        loop {
+            let Some(operator) = &mut self.operator else {
+                // Sorted rows that are left get an operator of their own.
+                if self.feed()? {
+                    continue;
+                }
+                return Ok(self.early.pop_front());
+            };
             match operator.poll()? {
                 Polled::Batch(batch) => {
                     let batch = if self.whole { self.reductions.wanted(batch)? } else { batch };
@@ -227,18 +274,22 @@ impl Reducer {
                     }
                 }
                 Polled::Ended => self.operator = None,
-                Polled::Hungry if operator.memory_bytes().saturating_sub(self.base_bytes) <= self.bytes_max => break,
+                Polled::Hungry if operator.memory_bytes().saturating_sub(self.base_bytes) <= self.bytes_max => {
+                    if !self.feed()? {
+                        return Ok(None);
+                    }
+                }
                 Polled::Hungry => {
                     operator.close();
                     self.whole = false;
                 }
             }
         }
-        Ok(None)
     }
 
     fn is_done(&self) -> bool {
-        self.closed && self.grouping.is_none() && self.operator.is_none() && self.early.is_empty()
+        let has_rows = self.sorted.as_ref().is_some_and(SortedRuns::has_rows);
+        self.closed && self.grouping.is_none() && self.operator.is_none() && self.early.is_empty() && !has_rows
     }
 }
 
@@ -429,6 +480,9 @@ mod tests {
             ("SELECT kind, sum(price) FROM t GROUP BY ROLLUP (kind)", Some(40)),
             ("SELECT id / 7, count(*) FROM t GROUP BY id / 7", None),
             ("SELECT id, comment FROM t ORDER BY id DESC LIMIT 7", Some(70)),
+            // A run of a hundred sorted rows is two batches.
+            ("SELECT nth_value(id, 2 ORDER BY price, id), count(*) FROM t", Some(19)),
+            ("SELECT nth_value(comment, -2 ORDER BY id), string_agg(kind, '' ORDER BY id) FROM t GROUP BY kind", None),
         ] {
             let query = Query::new(sql, None).await;
             let all = send(&query, &batch, 0, 0);

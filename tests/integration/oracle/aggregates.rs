@@ -49,13 +49,17 @@ fn aggregate_call(make: &mut Maker<'_>) -> String {
 /// Lists in an order that decides them: equal values may change places.
 fn listed(make: &mut Maker<'_>) -> String {
     let direction = *make.draw.pick(&["", " DESC", " NULLS FIRST", " DESC NULLS LAST"]);
-    match (make.draw.below(3), make.text(1)) {
+    match (make.draw.below(4), make.text(1)) {
         (0, Some(x)) if x.kind == Kind::Text => {
             format!("string_agg({0}, ', ' ORDER BY {0}{direction})", x.sql)
         }
         (1, _) => {
             let (x, function) = (make.column().sql, *make.draw.pick(&["first_value", "last_value"]));
             format!("{function}({x} ORDER BY {x}{direction})")
+        }
+        (2, _) => {
+            let (x, place) = (make.column().sql, make.draw.pick(&[1, 2, 7, -1, -3]));
+            format!("nth_value({x}, {place} ORDER BY {x}{direction})")
         }
         _ => {
             let x = make.column().sql;
@@ -97,6 +101,44 @@ pub fn grouped(draw: &mut Draw, world: &World) -> Query {
     let (filter, having) = (filter(&mut make), having(&mut make));
     let sql = format!("SELECT {} FROM {table} t{filter} GROUP BY {}{having}", columns.join(", "), keys.join(", "));
     finish(draw, "grouped", sql, columns.len())
+}
+
+/// Aggregates that take their rows in one order, in a part of it, or in its reverse; it decides their values.
+pub fn ordered(draw: &mut Draw, world: &World) -> Query {
+    let table = any_table(draw);
+    let mut make = Maker::over(draw, &[("t", world.table(table))]);
+    let key_count = make.draw.below(3) as usize;
+    let keys: Vec<String> = (0..key_count).map(|_| make.column().sql).collect();
+    let (x, y) = (make.column(), make.column());
+    let order = format!("{}, {}", x.sql, y.sql);
+    let reverse = format!("{} DESC, {} DESC", x.sql, y.sql);
+    let mut columns = keys.clone();
+    for _ in 0..make.draw.between(1, 3) {
+        let value = if make.draw.percent(50) { &x } else { &y };
+        let both = if make.draw.percent(70) { &order } else { &reverse };
+        let place = *make.draw.pick(&[1, 2, 5, 40, -1, -4]);
+        let call = match make.draw.below(6) {
+            0 => format!("array_agg({} ORDER BY {both})", value.sql),
+            1 => format!("array_agg(DISTINCT {0} ORDER BY {0} DESC)", value.sql),
+            2 if value.kind == Kind::Text => format!("string_agg({}, '+' ORDER BY {both})", value.sql),
+            3 => format!("nth_value({}, {place} ORDER BY {both})", value.sql),
+            4 => format!("nth_value({0}, {place} ORDER BY {0})", x.sql),
+            _ => format!("nth_value({}, {place} ORDER BY {order})", value.sql),
+        };
+        let filter =
+            if make.draw.percent(15) { format!(" FILTER (WHERE {})", make.predicate(1)) } else { String::new() };
+        columns.push(format!("{call}{filter}"));
+    }
+    if make.draw.percent(30) {
+        columns.push("count(*)".to_owned());
+    }
+    let count = columns.len();
+    let columns = columns.iter().enumerate().map(|(index, column)| format!("{column} AS o{index}"));
+    let columns = columns.collect::<Vec<_>>().join(", ");
+    let filter = filter(&mut make);
+    let group = if keys.is_empty() { String::new() } else { format!(" GROUP BY {}", keys.join(", ")) };
+    let sql = format!("SELECT {columns} FROM {table} t{filter}{group}");
+    finish(draw, "ordered aggregates", sql, count)
 }
 
 /// GROUP BY a column, whose groups often lie in one segment each, and HAVING.

@@ -82,6 +82,23 @@ async fn every_aggregate_equals_that_of_a_plain_run() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn aggregates_of_rows_in_an_order_equal_those_of_a_plain_run() {
+    for sql in [
+        "SELECT nth_value(id, 3 ORDER BY price DESC, id DESC), nth_value(comment, -2 ORDER BY price, id) FROM t",
+        "SELECT kind, nth_value(comment, 2 ORDER BY key NULLS FIRST, id), count(*) FROM t GROUP BY kind",
+        "SELECT key, nth_value(id, 2 ORDER BY price DESC, id) FILTER (WHERE kind = 'mid') FROM t GROUP BY key",
+        "SELECT kind, key, nth_value(id, -1 ORDER BY id) FROM t GROUP BY ROLLUP (kind, key)",
+        "SELECT kind, array_agg(DISTINCT key ORDER BY key DESC) FROM t GROUP BY kind",
+    ] {
+        check(sql, None, 4).await;
+    }
+    let few = "SELECT kind, nth_value(id, 2 ORDER BY price DESC, id DESC) FROM t WHERE id < 7 GROUP BY kind";
+    check(few, Some(compare("id", Operator::Lt, 7_i64)), 3).await;
+    let none = "SELECT nth_value(id, 2 ORDER BY id), string_agg(kind, '+' ORDER BY id) FROM t WHERE id < 0";
+    check(none, Some(compare("id", Operator::Lt, 0_i64)), 3).await;
+}
+
 #[tokio::test]
 async fn filtered_rows_are_reduced_and_no_rows_give_what_no_rows_give() {
     for bound in [0_i64, 7, 100] {
