@@ -32,6 +32,11 @@ reasons! {
     AfterLimit = "after_limit", "it comes after a limit, which has to see all rows first";
     ExpressionKind = "expression_kind", "an expression of a kind that storage nodes are not given";
     Join = "join", "joins run on the coordinator";
+    JoinBuildSide = "join_build_side", "what a join hashes is thought to be larger than aubade.broadcast_bytes";
+    JoinInput = "join_input", "between a join and the scan and aggregate around it is what storage nodes do not run";
+    JoinKind = "join_kind", "a join is of a kind that storage nodes do not run";
+    JoinSavesLittle = "join_saves_little", "a join at storage nodes would save few bytes";
+    JoinWithoutAggregate = "join_without_aggregate", "no aggregate makes less of the rows of a join";
     KeepsValues = "keeps_values", "an aggregate keeps all its values, and what they are ordered by";
     ManyGroups = "many_groups", "an aggregate has about as many groups as rows";
     ManyRows = "many_rows", "the first rows of an order are too many";
@@ -62,6 +67,11 @@ pub struct Refusal {
 impl Refusal {
     pub(crate) fn new(reason: Reason, text: impl Into<String>) -> Self {
         Self { reason, text: text.into() }
+    }
+
+    /// The same with another text around its own.
+    pub(crate) fn within(&self, before: &str) -> Self {
+        Self { reason: self.reason, text: format!("{before}{}", self.text) }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Whole queries: their answers against plain DataFusion, their plans, and their errors.
 
 mod group_keys;
+mod join_notes;
 mod keys_apart;
 mod ordered_aggregates;
 mod pushdown;
@@ -216,8 +217,8 @@ async fn both_sides_of_a_join_are_cut_down() {
       HashJoinExec: mode=CollectLeft, join_type=Inner, on=[(id@0, buyer@0)], projection=[name@1, total@3]
         JoinKeysExec: keys=[id@0]
           CoalescePartitionsExec
-            StorageScanExec: table=public.customer, segments=2/2, columns=[id, name], filter=name != customer 1, not pushed: join: runs on the coordinator
-        StorageScanExec: table=public.orders, segments=4/4, columns=[buyer, status, total], filter=status = open, projection=[buyer, total], at run time=[join keys of buyer@0], not pushed: join: runs on the coordinator
+            StorageScanExec: table=public.customer, segments=2/2, columns=[id, name], filter=name != customer 1, not pushed: join: runs on the coordinator: no aggregate makes less of its rows
+        StorageScanExec: table=public.orders, segments=4/4, columns=[buyer, status, total], filter=status = open, projection=[buyer, total], at run time=[join keys of buyer@0], not pushed: join: runs on the coordinator: no aggregate makes less of its rows
     ");
 }
 
