@@ -107,7 +107,7 @@ pub fn grouped(draw: &mut Draw, world: &World) -> Query {
 pub fn ordered(draw: &mut Draw, world: &World) -> Query {
     let table = any_table(draw);
     let mut make = Maker::over(draw, &[("t", world.table(table))]);
-    let key_count = make.draw.below(3) as usize;
+    let key_count = make.draw.below(3);
     let keys: Vec<String> = (0..key_count).map(|_| make.column().sql).collect();
     let (x, y) = (make.column(), make.column());
     let order = format!("{}, {}", x.sql, y.sql);
