@@ -437,7 +437,7 @@ impl StorageScanExec {
         Ok(Self { fragment, statistics, properties, result_key, keeping: Arc::default(), ..self.clone() })
     }
 
-    /// The scan of the first rows of an order, whose bound is of its own rows.
+    /// The scan for the first rows of an order, or groups, whose bound is of its own rows.
     #[must_use]
     pub(crate) fn with_own_bound(&self) -> Self {
         Self { has_own_bound: true, ..self.clone() }

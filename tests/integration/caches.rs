@@ -214,6 +214,20 @@ async fn the_first_rows_of_an_order_are_kept_and_new_ones_come_among_them() {
     assert_eq!(number(&cluster.engine, &format!("SELECT min(n) FROM ({sql})")).await, 999);
     let last = "SELECT n FROM numbers WHERE n % 3 = 0 ORDER BY n % 1000 DESC, n DESC LIMIT 3";
     assert_eq!(number(&cluster.engine, &format!("SELECT max(n) FROM ({last})")).await, 30_999);
+    // So are the first groups, of which an append may make others the first ones.
+    let groups = "SELECT n / 1000 AS k, count(*) AS c FROM numbers GROUP BY k ORDER BY k LIMIT 2";
+    assert!(run_with_record(&cluster.engine, groups).await.unwrap().1.requests > 0);
+    assert_eq!(run_with_record(&cluster.engine, groups).await.unwrap().1.requests, 0);
+    run(&cluster.engine, "INSERT INTO numbers VALUES (-5000, 'new'), (1, 'again')").await.unwrap();
+    assert_eq!(number(&cluster.engine, &format!("SELECT min(k) FROM ({groups})")).await, -5);
+    assert_eq!(number(&cluster.engine, &format!("SELECT max(c) FROM ({groups})")).await, 1002);
+    // A condition on groups may take away the first ones, so that others are wanted that were left out before.
+    let having = groups.replace("ORDER BY", "HAVING count(*) <> 1000 ORDER BY");
+    let having = format!("SELECT max(k) FROM ({having})");
+    assert_eq!([number(&cluster.engine, &having).await, number(&cluster.engine, &having).await], [0, 0]);
+    let more = "INSERT INTO numbers SELECT value - 5999, 'new' FROM generate_series(1, 999)";
+    run(&cluster.engine, more).await.unwrap();
+    assert_eq!(number(&cluster.engine, &having).await, 30);
     // In a union the rows of one side rule out those of the other, which another union needs.
     let union = |other: &str| {
         format!(

@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use aubade_proto::ReductionKind;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::error::Result;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
+use datafusion::physical_plan::coop::CooperativeExec;
 use datafusion::physical_plan::execution_plan::replace_children_if_necessary;
+use datafusion::physical_plan::projection::ProjectionExec;
 use datafusion::physical_plan::recursive_query::RecursiveQueryExec;
 use datafusion::physical_plan::repartition::RepartitionExec;
 use datafusion::physical_plan::sorts::sort::SortExec;
@@ -19,8 +20,8 @@ use crate::kept_states::KeptStatesExec;
 use crate::options::{Pushdown, fragment_cache_enabled, pushdown};
 use crate::scan_exec::StorageScanExec;
 
-/// Puts a [`KeptStatesExec`] above each partial aggregate of the coordinator that no other one is above, and tells the scans
-/// of first rows whether these can be kept.
+/// Puts a [`KeptStatesExec`] above each partial aggregate of the coordinator that no other one is above, and tells scans that a
+/// bound cuts down whether what they leave can be kept.
 ///
 /// It comes after the rules that move aggregates and joins to the storage nodes, whose results are kept by themselves, and
 /// after [`super::CodeGroupKeys`]: codes mean something in one run only, and what has any has no name.
@@ -53,7 +54,7 @@ impl PhysicalOptimizerRule for KeepStates {
             // What is below is known wherever this is.
             Ok(Transformed::new(node, true, TreeNodeRecursion::Jump))
         });
-        let plan = plan?.data.transform_up(|node| match first_rows_of_one_scan(&node) {
+        let plan = plan?.data.transform_up(|node| match scan_with_own_bound(&node) {
             Some(scan) => with_scan(node, &scan).map(Transformed::yes),
             None => Ok(Transformed::no(node)),
         });
@@ -69,19 +70,33 @@ impl PhysicalOptimizerRule for KeepStates {
     }
 }
 
-/// The scan of the first rows of an order below a sort that wants these, where the bound that the sort tells it comes from
-/// its own rows alone: of rows that another scan had a say in, another run might want others.
-fn first_rows_of_one_scan(node: &Arc<dyn ExecutionPlan>) -> Option<StorageScanExec> {
+/// The scan below a sort of first rows that the sort tells its bound, where this comes from rows of the scan alone: of
+/// rows that another scan had a say in, another run might want others. A bound on groups leaves out those that cannot be
+/// among the first ones whatever is appended, unless groups are left out for another reason too.
+fn scan_with_own_bound(node: &Arc<dyn ExecutionPlan>) -> Option<StorageScanExec> {
     let sort = node.downcast_ref::<SortExec>().filter(|sort| sort.fetch().is_some())?;
     let ids: Vec<u64> = sort.dynamic_expressions_produced().iter().filter_map(|bound| bound.expression_id()).collect();
     let mut input = sort.input();
     while let [below] = input.children().as_slice() {
+        if !keeps_all_groups(input) {
+            return None;
+        }
         input = below;
     }
     let scan = input.downcast_ref::<StorageScanExec>()?;
-    let is_reduced = scan.fragment().reduction().is_some_and(|of| of.kind() == ReductionKind::TopK);
+    let is_whole = scan.fragment().reduction().is_some_and(|reduction| reduction.having().is_none());
     let is_own = scan.runtime_filters().iter().all(|filter| filter.comes_from(&[], &ids));
-    (is_reduced && is_own && !scan.runtime_filters().is_empty()).then(|| scan.with_own_bound())
+    (is_whole && is_own && !scan.runtime_filters().is_empty()).then(|| scan.with_own_bound())
+}
+
+fn keeps_all_groups(node: &Arc<dyn ExecutionPlan>) -> bool {
+    let aggregate = node.downcast_ref::<AggregateExec>();
+    let moves = node.is::<ProjectionExec>()
+        || node.is::<RepartitionExec>()
+        || node.is::<CoalescePartitionsExec>()
+        || node.is::<CooperativeExec>()
+        || aggregate.is_some_and(|aggregate| aggregate.limit_options().is_none());
+    moves && node.fetch().is_none()
 }
 
 /// Operators with one input each down to a scan, with another scan.
