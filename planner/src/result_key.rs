@@ -126,7 +126,7 @@ impl Digest {
 
     fn add_resolved(&mut self, fragment: &Fragment) -> Option<()> {
         let operators = fragment.reduction().map(Reduction::plan);
-        if !operators.is_none_or(|operators| operators_mean_the_same(operators)) {
+        if !operators.is_none_or(operators_mean_the_same) {
             return None;
         }
         self.add(&encode_fragment(fragment).ok()?.encode_to_vec())
