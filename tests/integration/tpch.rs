@@ -144,3 +144,29 @@ async fn filters_and_projections_of_every_query_are_pushed() {
     engine.shutdown().await;
     insta::assert_snapshot!(scans);
 }
+
+/// What was learnt of two statements is copied for others, with results of its own for the subquery.
+#[tokio::test(flavor = "multi_thread")]
+async fn queries_with_scalar_subqueries_share_a_plan_for_other_constants() {
+    let scale = Scale::try_new(0.01).unwrap();
+    let engine = Engine::open_in_memory(Environment::system(), EngineOptions::default()).await.unwrap();
+    load(&engine, scale).await;
+    let oracle = Oracle::open(scale).await.unwrap();
+    for (name, column) in [("q11", "ps_suppkey"), ("q15", "l_suppkey"), ("q22", "c_nationkey")] {
+        let query = QUERIES.iter().find(|query| query.name() == name).unwrap();
+        let expected = oracle.run(query.sql).await.unwrap();
+        // No row has the number.
+        let with = |number: usize| query.sql.replacen("where", &format!("where {column} <> {number} and"), 1);
+        for number in 123_456..123_461 {
+            let actual = run(&engine, &with(number)).await.unwrap();
+            compare(query, &expected, &actual).unwrap_or_else(|difference| panic!("{name}: {difference}"));
+        }
+        let copies = format!(
+            "SELECT sum(template_hits) AS copies FROM system.plan_cache WHERE lifted > 0 AND sql LIKE '%{column} <> 123456%'"
+        );
+        let copies = run(&engine, &copies).await.unwrap();
+        let text = arrow::util::pretty::pretty_format_batches(&copies).unwrap().to_string();
+        assert!(text.contains("| 3 "), "{name}\n{text}");
+    }
+    engine.shutdown().await;
+}
