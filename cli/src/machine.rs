@@ -91,8 +91,8 @@ pub(crate) struct CacheArguments {
     #[arg(long, value_name = "SECONDS")]
     plan_cache_age: Option<u64>,
 
-    /// Results of aggregates over the segments of a table that are kept, beside the memory limit; 0 for none [default:
-    /// 64MiB]
+    /// Results of aggregates and first rows over the segments of a table that are kept, beside the memory limit; 0 for
+    /// none [default: 64MiB]
     #[arg(long, value_name = "SIZE")]
     fragment_cache: Option<ByteSize>,
 }
