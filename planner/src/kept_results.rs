@@ -18,7 +18,7 @@ use datafusion::execution::memory_pool::{MemoryConsumer, MemoryPool, MemoryReser
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::collect;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use futures::{FutureExt, StreamExt, TryStreamExt, future, stream};
+use futures::{FutureExt, StreamExt, future, stream};
 use parking_lot::Mutex;
 
 use crate::result_key::ResultKey;
@@ -133,7 +133,11 @@ impl Keeping {
         self.begin(partition);
         let (schema, of_batches, at_end) = (sent.schema(), Arc::clone(self), Arc::clone(self));
         let kept = if partition == 0 { self.kept_batches() } else { Vec::new() };
-        let sent = sent.inspect_ok(move |batch| of_batches.note(batch));
+        let sent = sent.inspect(move |batch| match batch {
+            Ok(batch) => of_batches.note(batch),
+            // Whoever goes on after that may not take what comes for all.
+            Err(_) => of_batches.collected.lock().give_up(),
+        });
         let end = async move { at_end.end(partition, context).await };
         let end = stream::once(end.boxed()).filter_map(|()| future::ready(None));
         let all = stream::iter(kept.into_iter().map(Ok)).chain(sent).chain(end);
@@ -257,7 +261,7 @@ mod tests {
         Reduction::aggregate(&plan).unwrap()
     }
 
-    fn keeping(store: &Arc<Kept>, segments: BTreeSet<SegmentId>, partition_count: usize) -> Arc<Keeping> {
+    fn keeping_of(store: &Arc<Kept>, segments: BTreeSet<SegmentId>, partition_count: usize) -> Arc<Keeping> {
         let (store, context) = (Arc::clone(store) as Arc<dyn ResultStore>, TaskContext::default());
         let memory = context.memory_pool();
         Arc::new(Keeping::new(store, ResultKey::for_tests(), segments, distinct(), partition_count, memory))
@@ -269,7 +273,7 @@ mod tests {
 
     /// Runs a scan of `segments` whose partitions send this; the values that come out, and how many segments were covered.
     async fn run(store: &Arc<Kept>, segments: BTreeSet<SegmentId>, partitions: Vec<Sent>) -> (Vec<i64>, usize) {
-        let keeping = keeping(store, segments, partitions.len());
+        let keeping = keeping_of(store, segments, partitions.len());
         let covered = keeping.kept().map_or(0, |kept| kept.segments.len());
         let mut values = Vec::new();
         for (partition, batches) in partitions.into_iter().enumerate() {
@@ -303,19 +307,21 @@ mod tests {
     #[tokio::test]
     async fn a_run_that_fails_or_ends_early_keeps_nothing() {
         let store = Arc::new(Kept::default());
-        let keeping = keeping(&store, segments([1, 2]), 2);
+        let keeping = keeping_of(&store, segments([1, 2]), 2);
         keeping.complete(0, sent(vec![Ok(batch([1]))]), Arc::default()).collect::<Vec<_>>().await;
         let failed = sent(vec![Ok(batch([2])), Err(DataFusionError::Internal("lost".to_owned()))]);
-        let mut failed = keeping.complete(1, failed, Arc::default());
-        while failed.next().await.is_some_and(|batch| batch.is_ok()) {}
-        drop(failed);
+        // Even where somebody reads on.
+        assert_eq!(keeping.complete(1, failed, Arc::default()).collect::<Vec<_>>().await.len(), 2);
+        let early = keeping_of(&store, segments([1, 2]), 2);
+        early.complete(0, sent(vec![Ok(batch([1]))]), Arc::default()).collect::<Vec<_>>().await;
+        assert!(early.complete(1, sent(vec![Ok(batch([2])), Ok(batch([3]))]), Arc::default()).next().await.is_some());
         assert!(store.get(&ResultKey::for_tests()).is_none());
     }
 
     #[tokio::test]
     async fn a_partition_that_is_read_twice_is_not_kept_twice() {
         let store = Arc::new(Kept::default());
-        let keeping = keeping(&store, segments([1]), 1);
+        let keeping = keeping_of(&store, segments([1]), 1);
         let sent = || sent(vec![Ok(batch([1])), Ok(batch([2]))]);
         keeping.complete(0, sent(), Arc::default()).next().await;
         assert_eq!(keeping.complete(0, sent(), Arc::default()).collect::<Vec<_>>().await.len(), 2);
@@ -326,7 +332,7 @@ mod tests {
     async fn results_over_segments_that_are_gone_are_not_used() {
         let store = Arc::new(Kept::default());
         run(&store, segments([1, 2]), vec![vec![Ok(batch([1, 2]))]]).await;
-        let keeping = keeping(&store, segments([2, 3]), 1);
+        let keeping = keeping_of(&store, segments([2, 3]), 1);
         assert!(keeping.kept().is_none() && !keeping.covers(&SegmentId(Uuid::from_u128(2))));
     }
 

@@ -437,10 +437,16 @@ impl StorageScanExec {
         Ok(Self { fragment, statistics, properties, result_key, keeping: Arc::default(), ..self.clone() })
     }
 
-    /// The scan for the first rows of an order, or groups, whose bound is of its own rows.
+    /// The scan of the first rows of an order, whose bound is of its own rows.
     #[must_use]
     pub(crate) fn with_own_bound(&self) -> Self {
         Self { has_own_bound: true, ..self.clone() }
+    }
+
+    /// The scan that is told nothing while it runs.
+    #[must_use]
+    pub(crate) fn without_runtime_filters(&self) -> Self {
+        Self { runtime_filters: Arc::from([]), ..self.clone() }
     }
 
     /// The scan with `filters` (over the columns that the fragment reads) added to its filter. `selectivity` is a guess

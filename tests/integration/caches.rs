@@ -152,6 +152,19 @@ async fn results_of_joins_at_storage_are_kept_for_the_same_build_side_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn grand_totals_of_no_rows_come_with_results_that_are_kept() {
+    let cluster = star().await;
+    let session = cluster.engine.session();
+    execute(&session, "SET aubade.pushdown = on").await;
+    execute(&session, "INSERT INTO names VALUES (1000000, 'far away')").await;
+    let sql = "SELECT name, count(*) FROM numbers JOIN names ON n = id WHERE id > 50000 GROUP BY ROLLUP(name)";
+    for _ in 0..3 {
+        let batches: Vec<_> = session.execute(sql).await.unwrap().stream.try_collect().await.unwrap();
+        assert_eq!(batches.iter().map(|batch| batch.num_rows()).sum::<usize>(), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_keys_of_a_join_above_leave_out_is_not_missing_from_a_result_that_is_kept() {
     let cluster = star().await;
     let count = |names: u64| {

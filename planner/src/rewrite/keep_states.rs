@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use aubade_proto::ReductionKind;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::error::Result;
@@ -70,32 +71,34 @@ impl PhysicalOptimizerRule for KeepStates {
     }
 }
 
-/// The scan below a sort of first rows that the sort tells its bound, where this comes from rows of the scan alone: of
-/// rows that another scan had a say in, another run might want others. A bound on groups leaves out those that cannot be
-/// among the first ones whatever is appended, unless groups are left out for another reason too.
+/// The scan below a sort of first rows, where the bound that the sort tells it is of rows of this scan alone: of rows that
+/// another scan had a say in, another run might want others.
 fn scan_with_own_bound(node: &Arc<dyn ExecutionPlan>) -> Option<StorageScanExec> {
     let sort = node.downcast_ref::<SortExec>().filter(|sort| sort.fetch().is_some())?;
     let ids: Vec<u64> = sort.dynamic_expressions_produced().iter().filter_map(|bound| bound.expression_id()).collect();
-    let mut input = sort.input();
+    let (mut input, mut only_moves) = (sort.input(), true);
     while let [below] = input.children().as_slice() {
-        if !keeps_all_groups(input) {
-            return None;
-        }
+        only_moves &= moves_rows(input);
         input = below;
     }
     let scan = input.downcast_ref::<StorageScanExec>()?;
-    let is_whole = scan.fragment().reduction().is_some_and(|reduction| reduction.having().is_none());
     let is_own = scan.runtime_filters().iter().all(|filter| filter.comes_from(&[], &ids));
-    (is_whole && is_own && !scan.runtime_filters().is_empty()).then(|| scan.with_own_bound())
+    if !is_own || scan.runtime_filters().is_empty() {
+        return None;
+    }
+    match scan.fragment().reduction()?.kind() {
+        // The final stage of the aggregate has all states before the sort sees a row: the bound comes too late.
+        ReductionKind::Aggregate => Some(scan.without_runtime_filters()),
+        ReductionKind::TopK => only_moves.then(|| scan.with_own_bound()),
+    }
 }
 
-fn keeps_all_groups(node: &Arc<dyn ExecutionPlan>) -> bool {
-    let aggregate = node.downcast_ref::<AggregateExec>();
+/// Whether all rows of the input of an operator come out of it, and no others.
+fn moves_rows(node: &Arc<dyn ExecutionPlan>) -> bool {
     let moves = node.is::<ProjectionExec>()
         || node.is::<RepartitionExec>()
         || node.is::<CoalescePartitionsExec>()
-        || node.is::<CooperativeExec>()
-        || aggregate.is_some_and(|aggregate| aggregate.limit_options().is_none());
+        || node.is::<CooperativeExec>();
     moves && node.fetch().is_none()
 }
 

@@ -67,14 +67,15 @@ impl StorageScanExec {
         }
     }
 
-    /// What `reduction` leaves of all segments, which is kept under `key`, if that is known.
+    /// What `reduction` leaves of all segments, which is kept under `key`, if that is known and the scan need not add to
+    /// it.
     pub(crate) fn kept_result(
         &self,
         key: ResultKey,
         reduction: &Reduction,
         context: &TaskContext,
     ) -> Option<Arc<KeptResult>> {
-        let keeping = self.keeping_by(key, reduction, context)?;
+        let keeping = self.keeping_by(key, reduction, context).filter(|_| !has_grand_total(reduction))?;
         let result = Arc::clone(keeping.whole()?);
         self.count_segments();
         self.count_kept(&keeping);
@@ -200,15 +201,19 @@ impl StorageScanExec {
     /// What an aggregate with a grand total among its grouping sets makes of no rows: one row of states that change
     /// nothing where they are merged. Nodes that are asked nothing, since no segment is left, could not send it.
     fn totals_of_nothing(&self, context: &Arc<TaskContext>) -> Result<Option<SendableRecordBatchStream>> {
-        let Some(reduction) = self.fragment.reduction() else { return Ok(None) };
-        let Some(aggregate) = reduction.plan().downcast_ref::<AggregateExec>() else { return Ok(None) };
-        let group = aggregate.group_expr();
-        if !group.has_grouping_set() || !group.groups().iter().any(|nulls| nulls.iter().all(|null| *null)) {
-            return Ok(None);
-        }
+        let reduction = self.fragment.reduction().filter(|reduction| has_grand_total(reduction));
+        let Some(reduction) = reduction else { return Ok(None) };
         let nothing = Arc::new(EmptyExec::new(reduction.input_schema()));
         reduction.over(nothing)?.execute(0, Arc::clone(context)).map(Some)
     }
+}
+
+/// Whether an aggregate has a grand total among its grouping sets.
+fn has_grand_total(reduction: &Reduction) -> bool {
+    reduction.plan().downcast_ref::<AggregateExec>().is_some_and(|aggregate| {
+        let group = aggregate.group_expr();
+        group.has_grouping_set() && group.groups().iter().any(|nulls| nulls.iter().all(|null| *null))
+    })
 }
 
 /// One partition's batches: counts them, and ends at the limit whatever the access sends.
