@@ -136,8 +136,14 @@ fn encode_reduction(reduction: &Reduction) -> Result<Bytes> {
         return Err(Error::new(ErrorCode::NotSupported, text));
     }
     let codec = DefaultPhysicalExtensionCodec {};
-    let node = PhysicalPlanNode::try_from_physical_plan(Arc::clone(reduction.plan()), &codec)
+    let mut node = PhysicalPlanNode::try_from_physical_plan(Arc::clone(reduction.plan()), &codec)
         .context(ErrorCode::NotSupported, || format!("{} cannot be sent to a storage node", reduction.plan().name()))?;
+    // A filter that an operator fills while it runs has a number of its own in each plan, and a node makes another one.
+    match &mut node.physical_plan_type {
+        Some(PhysicalPlanType::Sort(sort)) => sort.dynamic_filter = None,
+        Some(PhysicalPlanType::Aggregate(aggregate)) => aggregate.dynamic_filter = None,
+        _ => {}
+    }
     Ok(node.encode_to_vec().into())
 }
 
@@ -283,11 +289,13 @@ mod tests {
     use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringViewArray};
     use arrow::datatypes::{DataType, Field};
     use datafusion::functions_aggregate::count::count_udaf;
+    use datafusion::functions_aggregate::min_max::max_udaf;
     use datafusion::functions_aggregate::nth_value::nth_value_udaf;
     use datafusion::logical_expr::Operator;
     use datafusion::logical_expr::physical_planning_context::{ScalarSubqueryResults, SubqueryIndex};
     use datafusion::physical_expr::aggregate::AggregateExprBuilder;
     use datafusion::physical_expr::expressions::{binary, col, lit};
+    use datafusion::physical_expr::{LexOrdering, PhysicalSortExpr};
     use datafusion::physical_expr::{LexOrdering, PhysicalSortExpr};
     use datafusion::physical_plan::ExecutionPlan;
     use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode, PhysicalGroupBy};
@@ -374,6 +382,28 @@ mod tests {
         let plan =
             AggregateExec::try_new(AggregateMode::Partial, group, vec![Arc::new(count)], vec![None], input, schema);
         fragment.with_reduction(Reduction::aggregate(&plan.unwrap()).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn reductions_that_do_the_same_are_the_same_on_the_wire() {
+        let schema = Arc::clone(fragment().projected_schema());
+        let first_rows = || {
+            let key = PhysicalSortExpr::new_default(col("x", &schema).unwrap());
+            let input = Arc::new(EmptyExec::new(Arc::clone(&schema)));
+            let sort = SortExec::new(LexOrdering::new([key]).unwrap(), input).with_fetch(Some(3));
+            fragment().with_limit(None).with_reduction(Reduction::top_k(&sort).unwrap()).unwrap()
+        };
+        let largest = || {
+            let largest = AggregateExprBuilder::new(max_udaf(), vec![col("x", &schema).unwrap()]);
+            let largest = largest.schema(Arc::clone(&schema)).alias("n").build().unwrap();
+            let (group, input) = (PhysicalGroupBy::default(), Arc::new(EmptyExec::new(Arc::clone(&schema))));
+            let functions = vec![Arc::new(largest)];
+            let mode = AggregateMode::Partial;
+            let plan = AggregateExec::try_new(mode, group, functions, vec![None], input, Arc::clone(&schema)).unwrap();
+            fragment().with_limit(None).with_reduction(Reduction::aggregate(&plan).unwrap()).unwrap()
+        };
+        assert_eq!(encode_fragment(&first_rows()).unwrap(), encode_fragment(&first_rows()).unwrap());
+        assert_eq!(encode_fragment(&largest()).unwrap(), encode_fragment(&largest()).unwrap());
     }
 
     #[test]
