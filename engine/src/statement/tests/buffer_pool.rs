@@ -15,7 +15,14 @@ use crate::session::ExecuteOptions;
 const POOL_BYTES: u64 = 16 << 20;
 
 async fn open(buffer_pool_bytes: u64) -> Database {
-    let options = EngineOptions { buffer_pool_bytes, target_partitions: Some(2), ..EngineOptions::default() };
+    // What the coordinator has kept of a scan would be read before anything of the pool.
+    let fragment_cache_bytes = Some(0);
+    let options = EngineOptions {
+        buffer_pool_bytes,
+        fragment_cache_bytes,
+        target_partitions: Some(2),
+        ..EngineOptions::default()
+    };
     let engine = Engine::open_in_memory(Environment::system(), options).await.unwrap();
     let db = Database { session: engine.session(), engine };
     // What nodes have kept is not scanned anywhere.
