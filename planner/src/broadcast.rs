@@ -40,7 +40,6 @@ use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
 
 use crate::kept_results::KeptResult;
-use crate::options::fragment_cache_enabled;
 use crate::pass_through::{has_no_expressions, has_properties_of, only_child, passes_through};
 use crate::result_key::ResultKey;
 use crate::scan_exec::StorageScanExec;
@@ -305,7 +304,7 @@ fn result_key(
     context: &TaskContext,
 ) -> Result<Option<ResultKey>> {
     let config = context.session_config().options();
-    if !fragment_cache_enabled(config) || scan.access().kept_results().is_none() {
+    if scan.result_store(config).is_none() {
         return Ok(None);
     }
     let builds = reduction.build_schemas().into_iter().map(RecordBatch::new_empty).collect();

@@ -35,7 +35,7 @@ const SENT_BYTES_MAX: usize = 16 << 20;
 pub struct KeptResult {
     /// Which these are.
     pub segments: BTreeSet<SegmentId>,
-    /// The states of a partial aggregate.
+    /// The states of a partial aggregate, or the first rows of an order.
     pub batches: Vec<RecordBatch>,
 }
 

@@ -1,5 +1,5 @@
-//! A partial aggregate on the coordinator whose states are kept for the next time: those of joins that were too large for
-//! the storage nodes.
+//! A partial aggregate on the coordinator whose states are kept for the next time: most often over joins that are not sent
+//! to the storage nodes.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -22,7 +22,6 @@ use datafusion::physical_plan::{
 
 use crate::embedded::storage_scans;
 use crate::kept_results::Keeping;
-use crate::options::fragment_cache_enabled;
 use crate::pass_through::{has_no_expressions, has_properties_of, only_child, passes_through};
 use crate::result_key::ResultKey;
 use crate::scan_exec::StorageScanExec;
@@ -30,7 +29,8 @@ use crate::scan_exec::StorageScanExec;
 /// See the module's doc. Where the states are known, its input does not run, and they come from the first partition.
 pub(crate) struct KeptStatesExec {
     input: Arc<dyn ExecutionPlan>,
-    /// The input as it was planned, by which the states are found: later rules may put in what it yields nothing else by.
+    /// The input before later rules have put operators into it, which change nothing of what it yields: the states are
+    /// found by this.
     named_by: Arc<dyn ExecutionPlan>,
     /// Of this run; made by the first partition.
     keeping: Arc<OnceLock<Option<Arc<Keeping>>>>,
@@ -58,10 +58,7 @@ impl KeptStatesExec {
     fn start(&self, context: &TaskContext) -> Option<Arc<Keeping>> {
         let config = context.session_config().options();
         let scans = storage_scans(&self.named_by);
-        let store = match fragment_cache_enabled(config) {
-            true => scans.first()?.access().kept_results()?,
-            false => return None,
-        };
+        let store = scans.first()?.result_store(config)?;
         let key = ResultKey::of_plan(&self.named_by, config)?;
         let partitions = self.input.output_partitioning().partition_count();
         // The segments are a part of the key: of a join, what an append adds is not for its segments alone to say.

@@ -57,7 +57,7 @@ pub struct AubadeOptions {
     pub pushdown: Pushdown,
     /// Bytes of the build sides of joins up to which these run at storage nodes, where that saves bytes; 0: never.
     pub broadcast_bytes: usize,
-    /// Whether storage nodes keep what aggregates make of single segments for the next time.
+    /// Whether storage nodes and the coordinator keep what aggregates and first rows leave of segments for the next time.
     pub fragment_cache: bool,
     /// Whether plans of queries are kept for the next time.
     pub plan_cache: bool,
@@ -126,7 +126,7 @@ impl ExtensionOptions for AubadeOptions {
             entry(
                 "fragment_cache",
                 self.fragment_cache.to_string(),
-                "Whether storage nodes keep what aggregates make of single segments for the next time",
+                "Whether storage nodes and the coordinator keep what aggregates and first rows leave of segments for the next time",
             ),
             entry("plan_cache", self.plan_cache.to_string(), "Whether plans of queries are kept for the next time"),
             entry(
@@ -168,7 +168,7 @@ pub(crate) fn pushdown(config: &ConfigOptions) -> Pushdown {
     config.extensions.get::<AubadeOptions>().map_or_else(Pushdown::default, |options| options.pushdown)
 }
 
-/// Whether nodes may keep results of fragments, by the settings of the session.
+/// Whether nodes and the coordinator may keep results of fragments, by the settings of the session.
 pub fn fragment_cache_enabled(config: &ConfigOptions) -> bool {
     config.extensions.get::<AubadeOptions>().is_none_or(|options| options.fragment_cache)
 }

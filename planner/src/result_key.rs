@@ -11,8 +11,7 @@ use aubade_proto::{Fragment, Reduction, RelationId};
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::utils::memory::get_record_batch_memory_size;
-use datafusion::physical_expr::PhysicalExpr;
-use datafusion::physical_expr::scalar_subquery::ScalarSubqueryExpr;
+use datafusion::physical_expr_common::physical_expr::is_volatile;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::aggregates::AggregateExec;
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
@@ -32,7 +31,7 @@ use crate::join_keys::JoinKeysExec;
 use crate::kept_states::KeptStatesExec;
 use crate::rewrite::unordered_grouping_sets::UnorderedExec;
 use crate::scan_exec::StorageScanExec;
-use crate::subquery_values::{Resolved, resolve};
+use crate::subquery_values::{Resolved, needs_subquery, resolve};
 use crate::template::make_anew;
 
 /// Bytes that name a result: what has longer lists of values, or larger build sides, is hardly asked for twice.
@@ -188,22 +187,11 @@ fn operators_mean_the_same(operators: &Arc<dyn ExecutionPlan>) -> bool {
     let mut same = true;
     let walked = operators.apply(|operator| {
         operator.apply_expressions(&mut |expression| {
-            same &= means_the_same(expression);
+            same &= !is_volatile(expression) && !needs_subquery(expression);
             Ok(TreeNodeRecursion::Continue)
         })
     });
     same && walked.is_ok()
-}
-
-/// Whether an expression says all that its value depends on.
-fn means_the_same(expression: &Arc<dyn PhysicalExpr>) -> bool {
-    let mut same = true;
-    // The closure never fails, so neither does the walk.
-    let _ = expression.apply(|part| {
-        same &= !part.is_volatile_node() && !part.is::<ScalarSubqueryExpr>();
-        Ok(TreeNodeRecursion::Continue)
-    });
-    same
 }
 
 /// Whether all filters that scans of `plan` get while it runs come from its own operators, so that what it yields depends

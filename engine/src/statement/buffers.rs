@@ -24,7 +24,7 @@ pub(crate) enum BufferStatement {
     Cache { table: ObjectName, columns: Vec<Ident> },
     /// `UNCACHE TABLE [IF EXISTS] t`: forgets what is there of a table.
     Uncache { table: ObjectName, if_exists: bool },
-    /// `DISCARD BUFFERS`: forgets all.
+    /// `DISCARD BUFFERS`: forgets all, and the results of fragments.
     Discard,
 }
 

@@ -278,6 +278,7 @@ pub(super) fn discard(context: &StatementContext) -> Result<QueryOutput> {
 /// The error of a DISCARD of anything else.
 pub(super) fn cannot_discard(what: &str) -> Error {
     super::unsupported::error(&format!("DISCARD {what}")).hint(
-        "DISCARD PLANS forgets the plans that are kept, DISCARD BUFFERS what the buffer pool has, and DISCARD ALL both",
+        "DISCARD PLANS forgets the plans that are kept, DISCARD BUFFERS what the buffer pool has and the results of \
+         fragments, and DISCARD ALL all of them",
     )
 }

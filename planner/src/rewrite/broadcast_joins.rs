@@ -142,6 +142,15 @@ fn partition_count(plan: &dyn ExecutionPlan) -> usize {
     plan.properties().output_partitioning().partition_count()
 }
 
+/// Whether an operator above the states of an aggregate puts them into partitions of its own making, so that what is above
+/// does not rely on how they came.
+pub(super) fn spreads_states(node: &Arc<dyn ExecutionPlan>) -> bool {
+    let by_hash = node
+        .downcast_ref::<RepartitionExec>()
+        .is_some_and(|spread| !spread.preserve_order() && matches!(spread.partitioning(), Partitioning::Hash(..)));
+    by_hash || node.is::<CoalescePartitionsExec>()
+}
+
 /// What is between `node` and the scan whose rows come up to it, or why that is more than storage nodes run.
 fn spine(node: &Arc<dyn ExecutionPlan>) -> Result<Result<Spine, Refusal>> {
     if let Some(scan) = node.downcast_ref::<StorageScanExec>() {
@@ -311,12 +320,7 @@ impl TreeNodeRewriter for Rewriter<'_> {
             self.fates.push((fate, false));
             return Ok(noted.map_or_else(|| Transformed::no(node), |scan| Transformed::yes(Arc::new(scan) as _)));
         }
-        // What is above must not rely on how the rows are partitioned.
-        let spreads = node
-            .downcast_ref::<RepartitionExec>()
-            .is_some_and(|spread| !spread.preserve_order() && matches!(spread.partitioning(), Partitioning::Hash(..)));
-        let spreads = (spreads || node.is::<CoalescePartitionsExec>()) && self.never.is_none();
-        let below = node.children().into_iter().next().filter(|_| spreads);
+        let below = node.children().into_iter().next().filter(|_| spreads_states(&node) && self.never.is_none());
         if let Some(aggregate) = below.and_then(|below| below.downcast_ref::<AggregateExec>()) {
             return match self.rule.broadcast(aggregate, self.config)? {
                 Ok(broadcast) => {

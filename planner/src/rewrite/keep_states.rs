@@ -15,14 +15,15 @@ use datafusion::physical_plan::projection::ProjectionExec;
 use datafusion::physical_plan::recursive_query::RecursiveQueryExec;
 use datafusion::physical_plan::repartition::RepartitionExec;
 use datafusion::physical_plan::sorts::sort::SortExec;
-use datafusion::physical_plan::{ExecutionPlan, InputOrderMode, Partitioning};
+use datafusion::physical_plan::{ExecutionPlan, InputOrderMode};
 
+use super::broadcast_joins::spreads_states;
 use crate::kept_states::KeptStatesExec;
-use crate::options::{Pushdown, fragment_cache_enabled, pushdown};
+use crate::options::{Pushdown, pushdown};
 use crate::scan_exec::StorageScanExec;
 
-/// Puts a [`KeptStatesExec`] above each partial aggregate of the coordinator that no other one is above, and tells scans that a
-/// bound cuts down whether what they leave can be kept.
+/// Puts a [`KeptStatesExec`] above each partial aggregate of the coordinator that no other one is above, and tells scans
+/// that a bound cuts down whether what they leave can be kept.
 ///
 /// It comes after the rules that move aggregates and joins to the storage nodes, whose results are kept by themselves, and
 /// after [`super::CodeGroupKeys`]: codes mean something in one run only, and what has any has no name.
@@ -31,25 +32,22 @@ pub struct KeepStates;
 
 impl PhysicalOptimizerRule for KeepStates {
     fn optimize(&self, plan: Arc<dyn ExecutionPlan>, config: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
-        let mut runs_again = false;
+        if pushdown(config) == Pushdown::Off {
+            return Ok(plan);
+        }
+        let (mut runs_again, mut keeps) = (false, false);
         plan.apply(|node| {
             runs_again |= node.is::<RecursiveQueryExec>();
+            let scan = node.downcast_ref::<StorageScanExec>();
+            keeps |= scan.is_some_and(|scan| scan.result_store(config).is_some());
             Ok(TreeNodeRecursion::Continue)
         })?;
-        if pushdown(config) == Pushdown::Off || !fragment_cache_enabled(config) || runs_again {
+        if runs_again || !keeps {
             return Ok(plan);
         }
         let plan = plan.transform_down(|node| {
-            // What is above must not rely on how the rows are partitioned.
-            let spreads = node.downcast_ref::<RepartitionExec>().is_some_and(|spread| {
-                !spread.preserve_order() && matches!(spread.partitioning(), Partitioning::Hash(..))
-            });
-            if !spreads && !node.is::<CoalescePartitionsExec>() {
-                return Ok(Transformed::no(node));
-            }
-            let Some(partial) = node.children().into_iter().next().filter(|child| is_kept(child)) else {
-                return Ok(Transformed::no(node));
-            };
+            let below = node.children().into_iter().next().filter(|_| spreads_states(&node));
+            let Some(partial) = below.filter(|below| is_kept(below)) else { return Ok(Transformed::no(node)) };
             let kept: Arc<dyn ExecutionPlan> = Arc::new(KeptStatesExec::new(Arc::clone(partial)));
             let node = replace_children_if_necessary(Arc::clone(&node), vec![kept])?;
             // What is below is known wherever this is.

@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::{RecordBatch, RecordBatchOptions};
 use aubade_proto::{Error, Fragment, Reduction};
+use datafusion::common::config::ConfigOptions;
 use datafusion::common::internal_datafusion_err;
 use datafusion::error::Result;
 use datafusion::execution::{RecordBatchStream, SendableRecordBatchStream, TaskContext};
@@ -21,7 +22,7 @@ use futures::{Stream, StreamExt};
 
 use super::StorageScanExec;
 use crate::access::ScanTask;
-use crate::kept_results::{Keeping, KeptResult};
+use crate::kept_results::{Keeping, KeptResult, ResultStore};
 use crate::options::fragment_cache_enabled;
 use crate::prune::{in_order_of, prune_segments};
 use crate::result_key::ResultKey;
@@ -89,11 +90,13 @@ impl StorageScanExec {
         self.metrics.segments_kept.add(self.segments.kept.len());
     }
 
+    /// Where results are kept, if they are, by the settings of the session.
+    pub(crate) fn result_store(&self, config: &ConfigOptions) -> Option<Arc<dyn ResultStore>> {
+        fragment_cache_enabled(config).then(|| self.target.access.kept_results()).flatten()
+    }
+
     fn keeping_by(&self, key: ResultKey, reduction: &Reduction, context: &TaskContext) -> Option<Keeping> {
-        let store = match fragment_cache_enabled(context.session_config().options()) {
-            true => self.target.access.kept_results()?,
-            false => return None,
-        };
+        let store = self.result_store(context.session_config().options())?;
         let partitions = self.segments.shares.len();
         Some(Keeping::new(store, key, self.segment_ids(), reduction.clone(), partitions, context.memory_pool()))
     }
