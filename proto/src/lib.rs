@@ -3,6 +3,7 @@
 //! [`wire`] is generated from `proto/`. Beside it stands a stricter domain model ([`scan`],
 //! [`segment`]): the receiver validates what arrived, the sender converts without failing.
 
+pub mod bits;
 pub mod bloom;
 pub mod code;
 pub mod convert;
@@ -26,4 +27,4 @@ pub use segment::{NodeInfo, PutReceipt, ScrubProgress, SegmentDescription};
 
 /// The version of the storage protocol that this build speaks. It is another one whenever nodes hand out the rows of a
 /// fragment in another order or other pieces too: a scan goes on at another node where the first one ended.
-pub const STORAGE_PROTOCOL: u32 = 5;
+pub const STORAGE_PROTOCOL: u32 = 6;

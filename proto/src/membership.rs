@@ -18,6 +18,7 @@ use datafusion::logical_expr::ColumnarValue;
 use datafusion::physical_expr::PhysicalExpr;
 use parquet::bloom_filter::Sbbf;
 
+use crate::bits::bits_of;
 use crate::bloom::BloomKeys;
 use crate::code::ErrorCode;
 use crate::error::{Error, Result};
@@ -281,8 +282,7 @@ impl KeySet {
 }
 
 fn primitive<T: ArrowPrimitiveType>(keys: &PrimitiveArray<T>, check: impl Fn(T::Native) -> bool) -> BooleanBuffer {
-    let values = keys.values();
-    BooleanBuffer::collect_bool(values.len(), |index| values.get(index).is_some_and(|key| check(*key)))
+    bits_of(keys.values(), check)
 }
 
 fn each<T: ?Sized>(keys: impl Iterator<Item = Option<impl AsRef<T>>>, check: impl Fn(&T) -> bool) -> BooleanBuffer {

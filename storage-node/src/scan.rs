@@ -28,6 +28,7 @@ mod output;
 mod packed;
 mod plan;
 mod prune;
+mod range;
 mod reader;
 mod reduce;
 mod request;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, BooleanArray, BooleanBufferBuilder, RecordBatch};
+use arrow::buffer::BooleanBuffer;
 use arrow::compute::concat;
 use aubade_proto::{Error, Result, ScanStatistics};
 use parquet::arrow::arrow_reader::RowSelection;
@@ -22,6 +23,8 @@ const DENSE: f64 = 0.6;
 const USELESS: f64 = 0.95;
 /// Rows after which that is decided.
 const USELESS_ROWS: u64 = 8_192;
+/// Pieces of a row group that such a stage is not asked about after each one of which it has let that many rows pass.
+const USELESS_PIECES: usize = 3;
 
 /// What the row groups read so far say about the next one. It starts anew with every segment, so
 /// that the same rows come out at every node.
@@ -53,8 +56,7 @@ impl Course {
     }
 
     fn is_given_up(&self, stage: usize) -> bool {
-        let useless =
-            |stage: &StageCourse| stage.asked >= USELESS_ROWS && stage.passed as f64 > USELESS * stage.asked as f64;
+        let useless = |stage: &StageCourse| stage.asked >= USELESS_ROWS && is_useless(stage.asked, stage.passed);
         self.stages.get(stage).is_some_and(useless)
     }
 
@@ -63,6 +65,10 @@ impl Course {
         let stages = plan.stages.iter().enumerate();
         stages.filter(|(index, stage)| !(stage.best_effort && self.is_given_up(*index))).collect()
     }
+}
+
+fn is_useless(asked: u64, passed: u64) -> bool {
+    passed as f64 > USELESS * asked as f64
 }
 
 fn is_dense(asked: usize, passed: usize) -> bool {
@@ -170,11 +176,20 @@ impl StagedGroup<'_> {
         let carried: Vec<usize> = carried.filter(|column| needed.binary_search(column).is_ok()).collect();
         let mut parts: Vec<Vec<ArrayRef>> = vec![Vec::new(); carried.len()];
         let mut mask = BooleanBufferBuilder::new(0);
-        let (mut asked, mut passed) = (0, 0);
+        let (mut asked, mut passed, mut let_through) = (0, 0, 0);
         let mut source = self.source(fresh, kept)?;
         while let Some(piece) = source.next_piece(self.files)? {
             asked += piece.rows;
-            let pass = fragment(stage.evaluate(fragment(piece.columns(&stage.columns))?, piece.rows))?;
+            let pass = if let_through > 0 {
+                let_through -= 1;
+                BooleanArray::new(BooleanBuffer::new_set(piece.rows), None)
+            } else {
+                let pass = fragment(stage.evaluate(fragment(piece.columns(&stage.columns))?, piece.rows))?;
+                if stage.best_effort && is_useless(piece.rows as u64, pass.true_count() as u64) {
+                    let_through = USELESS_PIECES;
+                }
+                pass
+            };
             mask.append_buffer(pass.values());
             let survivors = pass.true_count();
             passed += survivors;

@@ -1,11 +1,14 @@
 //! Leaving out row groups and pages that cannot hold a row that passes: by statistics, Bloom
 //! filters and the page index.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
+use arrow::array::{ArrayRef, BooleanArray, UInt64Array};
 use arrow::datatypes::{DataType, Schema, SchemaRef};
 use aubade_proto::ScanStatistics;
+use datafusion::common::Column as StatisticsColumn;
+use datafusion::common::pruning::PruningStatistics;
 use datafusion::datasource::physical_plan::parquet::{
     BloomFilterStatistics, PagePruningAccessPlanFilter, ParquetAccessPlan, ParquetFileMetrics, RowGroupAccess,
     RowGroupAccessPlanFilter,
@@ -17,10 +20,12 @@ use datafusion::physical_expr::{PhysicalExpr, split_conjunction};
 use datafusion::physical_expr_adapter::{DefaultPhysicalExprAdapterFactory, PhysicalExprAdapterFactory};
 use datafusion::physical_optimizer::pruning::{PruningPredicate, PruningPredicateBuilder};
 use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
+use datafusion::scalar::ScalarValue;
 use parquet::arrow::arrow_reader::RowSelection;
+use parquet::arrow::arrow_reader::statistics::StatisticsConverter;
 use parquet::arrow::parquet_column;
 use parquet::bloom_filter::Sbbf;
-use parquet::file::metadata::ParquetMetaData;
+use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
 
 use super::reader::SegmentReader;
 use super::selection::mask_of;
@@ -71,11 +76,12 @@ impl Pruner {
     ) -> Vec<GroupAccess> {
         let groups = metadata.row_groups();
         statistics.row_groups = groups.len() as u64;
-        let all = ParquetAccessPlan::new_all(groups.len());
-        let Some(predicate) = &self.predicate else { return accesses(all) };
+        let mut plan = ParquetAccessPlan::new_all(groups.len());
+        let Some(predicate) = &self.predicate else { return accesses(plan) };
         let parquet_schema = metadata.file_metadata().schema_descr();
-        let mut filter = RowGroupAccessPlanFilter::new(all);
-        filter.prune_by_statistics(file_schema, parquet_schema, groups, predicate, &self.metrics);
+        let admitted = GroupStatistics { metadata, file_schema, groups: groups.iter().collect() }.admitted(predicate);
+        (0..groups.len()).filter(|index| admitted.get(*index) == Some(&false)).for_each(|index| plan.skip(index));
+        let mut filter = RowGroupAccessPlanFilter::new(plan);
         let kept = filter.remaining_row_group_count();
         statistics.row_groups_pruned_statistics = (groups.len() - kept) as u64;
         if kept > 0
@@ -146,16 +152,60 @@ impl Pruner {
     /// Whether a row group may hold a row that passes, by its statistics alone.
     pub(crate) fn admits(&self, metadata: &ParquetMetaData, file_schema: &Schema, group: usize) -> bool {
         let Some(predicate) = &self.predicate else { return true };
-        let groups = metadata.row_groups();
-        if group >= groups.len() {
-            return true;
-        }
-        let mut plan = ParquetAccessPlan::new_none(groups.len());
-        plan.scan(group);
-        let mut filter = RowGroupAccessPlanFilter::new(plan);
-        let parquet_schema = metadata.file_metadata().schema_descr();
-        filter.prune_by_statistics(file_schema, parquet_schema, groups, predicate, &self.metrics);
-        filter.remaining_row_group_count() > 0
+        let groups = metadata.row_groups().get(group).into_iter().collect();
+        GroupStatistics { metadata, file_schema, groups }.admitted(predicate).first() != Some(&false)
+    }
+}
+
+/// The statistics of some row groups.
+struct GroupStatistics<'a> {
+    metadata: &'a ParquetMetaData,
+    file_schema: &'a Schema,
+    groups: Vec<&'a RowGroupMetaData>,
+}
+
+impl<'a> GroupStatistics<'a> {
+    /// For each row group, whether it may hold a row that passes; empty where that cannot be told. DataFusion's
+    /// `prune_by_statistics` also finds out which of them hold no other rows, for limits: it makes and simplifies the
+    /// opposite predicate for each file, which takes longer than all of this.
+    fn admitted(&self, predicate: &PruningPredicate) -> Vec<bool> {
+        predicate.prune(self).unwrap_or_else(|error| {
+            tracing::debug!(%error, "row groups cannot be pruned by this filter");
+            Vec::new()
+        })
+    }
+
+    fn converter(&self, column: &StatisticsColumn) -> Option<StatisticsConverter<'a>> {
+        let parquet_schema = self.metadata.file_metadata().schema_descr();
+        StatisticsConverter::try_new(&column.name, self.file_schema, parquet_schema).ok()
+    }
+}
+
+impl PruningStatistics for GroupStatistics<'_> {
+    fn min_values(&self, column: &StatisticsColumn) -> Option<ArrayRef> {
+        self.converter(column)?.row_group_mins(self.groups.iter().copied()).ok()
+    }
+
+    fn max_values(&self, column: &StatisticsColumn) -> Option<ArrayRef> {
+        self.converter(column)?.row_group_maxes(self.groups.iter().copied()).ok()
+    }
+
+    fn num_containers(&self) -> usize {
+        self.groups.len()
+    }
+
+    fn null_counts(&self, column: &StatisticsColumn) -> Option<ArrayRef> {
+        let counts = self.converter(column)?.row_group_null_counts(self.groups.iter().copied()).ok()?;
+        Some(Arc::new(counts))
+    }
+
+    fn row_counts(&self) -> Option<ArrayRef> {
+        let counts = self.groups.iter().map(|group| u64::try_from(group.num_rows()).ok());
+        Some(Arc::new(counts.collect::<UInt64Array>()))
+    }
+
+    fn contained(&self, _: &StatisticsColumn, _: &HashSet<ScalarValue>) -> Option<BooleanArray> {
+        None
     }
 }
 
@@ -225,7 +275,7 @@ fn bounded_above(conjunct: &Arc<dyn PhysicalExpr>) -> Option<usize> {
     let number = |side: &Arc<dyn PhysicalExpr>| {
         let literal = side.downcast_ref::<Literal>()?.value();
         let value = literal.cast_to(&DataType::Float64).ok()?;
-        matches!(value, datafusion::scalar::ScalarValue::Float64(Some(value)) if !value.is_nan()).then_some(())
+        matches!(value, ScalarValue::Float64(Some(value)) if !value.is_nan()).then_some(())
     };
     match binary.op() {
         Operator::Lt | Operator::LtEq | Operator::Eq => number(binary.right()).and_then(|()| column(binary.left())),
