@@ -23,7 +23,7 @@ use arrow::datatypes::{DataType, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use aubade_proto::{KeySet, Membership};
 use datafusion::common::Statistics;
-use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::error::Result;
 use datafusion::execution::{RecordBatchStream, SendableRecordBatchStream, TaskContext};
 use datafusion::functions_aggregate::min_max::{MaxAccumulator, MinAccumulator};
@@ -32,12 +32,14 @@ use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::{BinaryExpr, in_list, lit};
 use datafusion::physical_plan::execution_plan::{CardinalityEffect, ReplaceChildrenOptions, apply_expression_roots};
 use datafusion::physical_plan::statistics::{ChildStats, StatisticsArgs};
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties};
 use datafusion::scalar::ScalarValue;
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
 
 use crate::pass_through::{has_properties_of, only_child, passes_through};
+use crate::scan_exec::StorageScanExec;
 
 /// Keys that are sent as a list, which prunes by statistics and Bloom filters of segments as well.
 const LIST_KEYS_MAX: usize = 64;
@@ -297,13 +299,32 @@ impl ExecutionPlan for JoinKeysExec {
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        let input = self.input.execute(partition, context)?;
+        let input = match waits_for_keys(&self.input)? {
+            true => when_polled(Arc::clone(&self.input), partition, context),
+            false => self.input.execute(partition, context)?,
+        };
         Ok(Box::pin(KeysStream { input, keys: Arc::clone(&self.keys), partition }))
     }
 
     fn cardinality_effect(&self) -> CardinalityEffect {
         CardinalityEffect::Equal
     }
+}
+
+/// Whether scans of a build side have filters themselves that become known while the query runs.
+fn waits_for_keys(build: &Arc<dyn ExecutionPlan>) -> Result<bool> {
+    build.exists(|node| {
+        Ok(node.downcast_ref::<StorageScanExec>().is_some_and(|scan| !scan.runtime_filters().is_empty()))
+    })
+}
+
+/// A partition of a plan that is not begun before somebody asks for its rows. A join is begun with its build side, and
+/// an operator that gathers partitions starts them at once: their scans would ask for rows before the joins above have
+/// the keys that rule these out.
+fn when_polled(plan: Arc<dyn ExecutionPlan>, partition: usize, context: Arc<TaskContext>) -> SendableRecordBatchStream {
+    let schema = plan.schema();
+    let batches = stream::once(async move { plan.execute(partition, context) }).try_flatten();
+    Box::pin(RecordBatchStreamAdapter::new(schema, batches))
 }
 
 struct KeysStream {

@@ -1,6 +1,6 @@
 //! Keys of a join that come from several scans.
 
-use super::{check, planner_with, run};
+use super::{check, customers, planner_with, run, storage_scans};
 
 const PAIRS: &str = "(select c.id as buyer, c.name, o.id, o.total from customer c join orders o on c.id = o.buyer) p";
 
@@ -21,6 +21,24 @@ async fn each_scan_has_the_keys_of_its_columns() {
     let filter = |task: &crate::access::ScanTask| task.fragment.now().unwrap().filter().map(ToString::to_string);
     let customers = tasks.iter().find(|task| task.table.name.name == "customer").and_then(filter);
     assert!(customers.as_ref().is_some_and(|filter| filter.contains("id@0 IN")), "{customers:?}");
+}
+
+#[tokio::test]
+async fn a_build_side_begins_once_its_scans_have_their_keys() {
+    let sql = format!(
+        "select p.name, p.total from orders x join {PAIRS} on x.id = p.id and x.buyer = p.buyer where x.total < 9"
+    );
+    let (planner, _) = planner_with(&[]);
+    let query = planner.plan(&sql).await.unwrap();
+    let shown = query.explain();
+    let gathered = shown.lines().zip(shown.lines().skip(1));
+    let mut gathered = gathered.filter(|(above, _)| above.trim_start() == "CoalescePartitionsExec");
+    assert!(gathered.any(|(_, scan)| scan.contains("public.customer") && scan.contains("join keys")), "{shown}");
+    run(&query).await.unwrap();
+    let scans = storage_scans(query.physical_plan());
+    let scan = scans.iter().find(|scan| scan.table().name.name == "customer").unwrap();
+    let rows: usize = customers().segments.iter().map(|segment| segment.num_rows()).sum();
+    assert!(scan.scan_metrics().output_rows.value() < rows, "{shown}");
 }
 
 #[tokio::test]
