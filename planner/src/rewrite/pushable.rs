@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use arrow::datatypes::{FieldRef, Schema, SchemaRef};
+use arrow::datatypes::{DataType, FieldRef, Schema, SchemaRef};
 use aubade_proto::convert::{ScanEncoder, decode_fragment, encode_fragment};
 use aubade_proto::{Error, Fragment, ProjectionColumn};
 use datafusion::common::config::ConfigOptions;
@@ -187,6 +187,10 @@ impl Pushable {
         if let Some(function) = node.downcast_ref::<ScalarFunctionExpr>() {
             return self.refuse_function(function, config);
         }
+        // DataFusion sends it as a number of 32 bits, which cannot be compared with a column of 16.
+        if node.downcast_ref::<Literal>().is_some_and(|literal| literal.value().data_type() == DataType::Float16) {
+            return Some(type_lost());
+        }
         let known = node.is::<Column>()
             || node.is::<Literal>()
             || node.is::<BinaryExpr>()
@@ -259,8 +263,10 @@ fn unusable(name: &str, known: bool) -> Refusal {
 
 #[cfg(test)]
 mod tests {
-    use arrow::datatypes::{DataType, Field, Schema};
-    use datafusion::common::ToDFSchema;
+    use arrow::datatypes::Field;
+    use datafusion::common::{ScalarValue, ToDFSchema};
+    use datafusion::logical_expr::Operator;
+    use datafusion::physical_expr::expressions::lit;
     use datafusion::prelude::SessionContext;
 
     use super::*;
@@ -289,6 +295,16 @@ mod tests {
         check("case when a = 1 then s else 'y' end = 'z'", None);
         check("upper(s) = 'X' and not (a between 1 and 3)", None);
         check("cast(s as bigint) = -a", None);
+    }
+
+    #[test]
+    fn numbers_of_16_bits_stay() {
+        let schema: SchemaRef = Arc::new(Schema::new(vec![Field::new("h", DataType::Float16, true)]));
+        let none = lit(ScalarValue::new_default(&DataType::Float16).unwrap());
+        let column: Arc<dyn PhysicalExpr> = Arc::new(Column::new("h", 0));
+        let equal: Arc<dyn PhysicalExpr> = Arc::new(BinaryExpr::new(column, Operator::Eq, none));
+        let refusal = Pushable::new().check_filter(&equal, &schema, &ConfigOptions::default()).unwrap_err();
+        assert!(refusal.to_string().contains("its type does not survive the wire"), "{refusal}");
     }
 
     #[test]
