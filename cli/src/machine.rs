@@ -12,6 +12,8 @@ use crate::size::ByteSize;
 
 /// The part of the memory that the buffer pool has where nobody says.
 const POOL_PART: u64 = 4;
+/// The least that it may have: below that there is no room for a column.
+const POOL_BYTES_MIN: u64 = 1 << 20;
 /// The least that its folder on disk may have.
 const POOL_DISK_BYTES_MIN: u64 = 64 << 20;
 /// What it has where the memory is not known.
@@ -98,14 +100,18 @@ pub(crate) struct CacheArguments {
 }
 
 impl CacheArguments {
-    /// `options` with these limits; the engine tells whether they will do.
-    pub(crate) fn set_in(&self, options: EngineOptions) -> EngineOptions {
-        EngineOptions {
+    /// `options` with these limits; the engine tells whether those of plans will do.
+    ///
+    /// # Errors
+    /// `InvalidArgument` where the results alone would take more than the memory.
+    pub(crate) fn set_in(&self, options: EngineOptions) -> Result<EngineOptions> {
+        check_fragment_cache(self.fragment_cache)?;
+        Ok(EngineOptions {
             plan_cache_entries: self.plan_cache_entries,
             plan_cache_age: self.plan_cache_age.map(Duration::from_secs),
             fragment_cache_bytes: self.fragment_cache.map(|size| size.0),
             ..options
-        }
+        })
     }
 }
 
@@ -138,8 +144,11 @@ impl MachineArguments {
     pub(crate) fn engine_options(&self) -> Result<EngineOptions> {
         let limit = self.memory_limit.map(|size| size.0);
         let options = EngineOptions { memory_limit_bytes: limit, ..EngineOptions::default() };
-        let options = self.caches.set_in(options);
-        let for_queries = u64::try_from(options.memory_limit_bytes()).unwrap_or(u64::MAX);
+        let options = self.caches.set_in(options)?;
+        let others = Others {
+            memory_limit: u64::try_from(options.memory_limit_bytes()).unwrap_or(u64::MAX),
+            fragment_cache: options.fragment_cache_bytes.unwrap_or(0),
+        };
         let disk = self.buffer_pool_disk.clone();
         if disk.is_some() && self.buffer_pool_disk_size.0 < POOL_DISK_BYTES_MIN {
             let text = format!("--buffer-pool-disk-size {} is too small to be of use", self.buffer_pool_disk_size);
@@ -147,7 +156,7 @@ impl MachineArguments {
             return Err(Error::new(ErrorCode::InvalidArgument, text).hint(hint));
         }
         Ok(EngineOptions {
-            buffer_pool_bytes: pool_bytes(self.buffer_pool, for_queries, memory_bytes())?,
+            buffer_pool_bytes: pool_bytes(self.buffer_pool, others, memory_bytes())?,
             buffer_pool_disk: disk.map(|dir| BufferPoolDisk { dir, bytes_max: self.buffer_pool_disk_size.0 }),
             buffer_pool_policy: match self.buffer_pool_policy {
                 PolicyArgument::Weighted => BufferPoolPolicy::Weighted,
@@ -169,18 +178,54 @@ fn why_no_pool(asked: Option<ByteSize>, pool_bytes: u64, for_queries: u64, memor
     ))
 }
 
-fn pool_bytes(asked: Option<ByteSize>, for_queries: u64, memory: Option<u64>) -> Result<u64> {
+/// Refuses room for results that the machine has not got.
+///
+/// # Errors
+/// `InvalidArgument`.
+pub(crate) fn check_fragment_cache(asked: Option<ByteSize>) -> Result<()> {
+    check_fits(asked, memory_bytes())
+}
+
+fn check_fits(asked: Option<ByteSize>, memory: Option<u64>) -> Result<()> {
     match (asked, memory) {
-        (Some(asked), Some(memory)) if asked.0 > 0 && asked.0.saturating_add(for_queries) > memory => {
+        (Some(asked), Some(memory)) if asked.0 > memory => {
+            let text = format!("--fragment-cache {asked} is more than the memory of the machine, {}", ByteSize(memory));
+            Err(Error::new(ErrorCode::InvalidArgument, text).hint("give it less: the results of a query are small"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Bytes that a coordinator has beside the buffer pool.
+#[derive(Clone, Copy, Debug)]
+struct Others {
+    memory_limit: u64,
+    /// None where nobody has said so: what it has then is little.
+    fragment_cache: u64,
+}
+
+fn pool_bytes(asked: Option<ByteSize>, others: Others, memory: Option<u64>) -> Result<u64> {
+    let for_others = others.memory_limit.saturating_add(others.fragment_cache);
+    match (asked, memory) {
+        (Some(asked), _) if asked.0 > 0 && asked.0 < POOL_BYTES_MIN => {
+            let text = format!("--buffer-pool {asked} is too small to be of use");
+            let hint = format!("give it at least {}, or 0 for none", ByteSize(POOL_BYTES_MIN));
+            Err(Error::new(ErrorCode::InvalidArgument, text).hint(hint))
+        }
+        (Some(asked), Some(memory)) if asked.0 > 0 && asked.0.saturating_add(for_others) > memory => {
+            let results = match others.fragment_cache {
+                0 => String::new(),
+                bytes => format!(" and the {} of --fragment-cache", ByteSize(bytes)),
+            };
             let text = format!(
-                "--buffer-pool {asked} and the {} of --memory-limit are more than the memory of the machine, {}",
-                ByteSize(for_queries),
+                "--buffer-pool {asked} and the {} of --memory-limit{results} are more than the memory of the machine, {}",
+                ByteSize(others.memory_limit),
                 ByteSize(memory)
             );
-            Err(Error::new(ErrorCode::InvalidArgument, text).hint("lower one of the two"))
+            Err(Error::new(ErrorCode::InvalidArgument, text).hint("lower one of them"))
         }
         (Some(asked), _) => Ok(asked.0),
-        (None, Some(memory)) => Ok((memory / POOL_PART).min(memory.saturating_sub(for_queries) / 2)),
+        (None, Some(memory)) => Ok((memory / POOL_PART).min(memory.saturating_sub(for_others) / 2)),
         (None, None) => Ok(POOL_BYTES_UNKNOWN),
     }
 }
@@ -207,26 +252,40 @@ mod tests {
 
     #[test]
     fn limits_of_plans_are_the_engine_s_where_nobody_says() {
-        let options = CacheArguments::default().set_in(EngineOptions::default());
+        let options = CacheArguments::default().set_in(EngineOptions::default()).unwrap();
         assert_eq!((options.plan_cache_entries, options.plan_cache_age), (None, None));
         let arguments = CacheArguments { plan_cache_entries: Some(0), plan_cache_age: Some(90), fragment_cache: None };
-        let options = arguments.set_in(EngineOptions { memory_limit_bytes: Some(1), ..EngineOptions::default() });
+        let options = EngineOptions { memory_limit_bytes: Some(1), ..EngineOptions::default() };
+        let options = arguments.set_in(options).unwrap();
         assert_eq!((options.plan_cache_entries, options.plan_cache_age), (Some(0), Some(Duration::from_secs(90))));
         assert_eq!(options.memory_limit_bytes, Some(1));
     }
 
     #[test]
     fn the_pool_and_queries_fit_into_memory() {
-        assert_eq!(pool_bytes(None, 10, Some(100)).unwrap(), 25);
-        assert_eq!(pool_bytes(None, 80, Some(100)).unwrap(), 10);
-        assert_eq!(pool_bytes(None, 200, Some(100)).unwrap(), 0);
-        assert_eq!(pool_bytes(Some(ByteSize(90)), 10, Some(100)).unwrap(), 90);
-        assert_eq!(pool_bytes(Some(ByteSize(0)), 200, Some(100)).unwrap(), 0);
+        const MIB: u64 = 1 << 20;
+        let pool = |asked: Option<u64>, memory_limit: u64, fragment_cache: u64| {
+            let others = Others { memory_limit: memory_limit * MIB, fragment_cache: fragment_cache * MIB };
+            let bytes = pool_bytes(asked.map(|asked| ByteSize(asked * MIB)), others, Some(100 * MIB));
+            bytes.map(|bytes| bytes / MIB)
+        };
+        assert_eq!(pool(None, 10, 0).unwrap(), 25);
+        assert_eq!(pool(None, 80, 0).unwrap(), 10);
+        assert_eq!(pool(None, 80, 10).unwrap(), 5);
+        assert_eq!(pool(None, 200, 0).unwrap(), 0);
+        assert_eq!(pool(Some(90), 10, 0).unwrap(), 90);
+        assert_eq!(pool(Some(0), 200, 0).unwrap(), 0);
+        let error = pool(Some(91), 10, 0).unwrap_err();
+        assert!(error.message().contains("--memory-limit") && !error.message().contains("--fragment"), "{error:?}");
+        let error = pool(Some(90), 10, 1).unwrap_err();
+        assert!(error.message().contains("--fragment-cache"), "{error:?}");
+        let small = Others { memory_limit: 1, fragment_cache: 1 };
+        assert!(pool_bytes(Some(ByteSize(1)), small, None).unwrap_err().message().contains("too small"));
+        assert!(check_fits(Some(ByteSize(101)), Some(100)).unwrap_err().message().contains("--fragment-cache"));
+        check_fits(Some(ByteSize(100)), Some(100)).unwrap();
         let why = why_no_pool(None, 0, 200, Some(100)).unwrap();
         assert!(why.contains("--memory-limit") && why.contains("--buffer-pool"), "{why}");
         assert_eq!(why_no_pool(None, 10, 80, Some(100)), None);
         assert_eq!(why_no_pool(Some(ByteSize(0)), 0, 200, Some(100)), None);
-        let error = pool_bytes(Some(ByteSize(91)), 10, Some(100)).unwrap_err();
-        assert!(error.message().contains("--memory-limit"), "{error:?}");
     }
 }

@@ -54,7 +54,7 @@ impl TargetArgs {
         let options = EngineOptions {
             memory_limit_bytes: self.memory_limit.map(|size| size.0),
             file_access: FileAccess::Any,
-            ..self.caches.set_in(EngineOptions::default())
+            ..self.caches.set_in(EngineOptions::default())?
         };
         Ok(Target::Embedded(Embedded::open(environment, self.data_dir.as_deref(), options).await?))
     }

@@ -66,6 +66,9 @@ pub trait FileSystem: Debug + Send + Sync {
     /// The names of the files (not folders) in `path`, sorted.
     fn list_files(&self, path: &Path) -> io::Result<Vec<String>>;
 
+    /// The names of the folders in `path`, sorted.
+    fn list_folders(&self, path: &Path) -> io::Result<Vec<String>>;
+
     /// Puts the names in the folder on stable storage.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
 

@@ -152,6 +152,9 @@ def test_a_folder_that_will_not_do_is_refused_before_anything_changes(pooled, tm
     assert "cannot be made" in serve(pooled.url, tmp_path / "file")
     assert "too small" in serve(pooled.url, tmp_path / "pool", "--buffer-pool-disk-size", "16")
     assert "no memory" in serve(pooled.url, tmp_path / "pool", pool="0")
+    assert "too small" in serve(pooled.url, tmp_path / "pool", pool="1KiB")
+    assert "more than the memory" in serve(pooled.url, tmp_path / "pool", "--fragment-cache", "1000TiB")
+    assert "others may need that" in serve(pooled.url, tmp_path)
     second = Cluster(other, nodes=1, copies=1, serve_arguments=("--buffer-pool-disk", str(tmp_path / "pool")))
     try:
         assert "IN_USE" in serve(pooled.url, tmp_path / "pool")

@@ -9,6 +9,7 @@ use aubade_proto::{Error, ErrorCode, Result};
 use aubade_storage_node::{StorageNode, StorageNodeOptions};
 use clap::Args;
 
+use crate::machine::check_fragment_cache;
 use crate::size::ByteSize;
 use crate::{connect, interrupt, output};
 
@@ -69,6 +70,7 @@ pub(crate) struct StorageNodeCommand {
 
 impl StorageNodeCommand {
     pub(crate) async fn run(self, environment: Environment) -> Result<()> {
+        check_fragment_cache(self.fragment_cache)?;
         let store = ClusterUrl::parse(&self.cluster)?.open(&environment).await?;
         let manifest = Manifest::open(environment.clone(), store).await?;
         let listener = connect::listen(&environment, &self.listen).await?;

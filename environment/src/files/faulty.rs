@@ -157,6 +157,10 @@ impl FileSystem for FaultyFiles {
         self.inner.list_files(path)
     }
 
+    fn list_folders(&self, path: &Path) -> io::Result<Vec<String>> {
+        self.inner.list_folders(path)
+    }
+
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         Self::check(&self.fault, FileFault::SyncFails)?;
         self.inner.sync_dir(path)

@@ -87,6 +87,14 @@ impl Drop for MemoryLock {
     }
 }
 
+fn names_in<'a>(tree: &Tree, folder: &Path, paths: impl Iterator<Item = &'a PathBuf>) -> io::Result<Vec<String>> {
+    if !tree.folders.contains(folder) {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    let children = paths.filter(|path| path.parent() == Some(folder));
+    Ok(children.filter_map(|path| Some(path.file_name()?.to_str()?.to_owned())).collect())
+}
+
 impl FileSystem for MemoryFiles {
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
         let mut tree = self.tree.lock();
@@ -146,11 +154,12 @@ impl FileSystem for MemoryFiles {
 
     fn list_files(&self, path: &Path) -> io::Result<Vec<String>> {
         let tree = self.tree.lock();
-        if !tree.folders.contains(path) {
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        let children = tree.files.keys().filter(|name| name.parent() == Some(path));
-        Ok(children.filter_map(|name| Some(name.file_name()?.to_str()?.to_owned())).collect())
+        names_in(&tree, path, tree.files.keys())
+    }
+
+    fn list_folders(&self, path: &Path) -> io::Result<Vec<String>> {
+        let tree = self.tree.lock();
+        names_in(&tree, path, tree.folders.iter())
     }
 
     fn sync_dir(&self, _path: &Path) -> io::Result<()> {

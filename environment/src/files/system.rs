@@ -63,6 +63,20 @@ struct SystemLock {
 
 impl FileLock for SystemLock {}
 
+fn names_in(folder: &Path, wanted: impl Fn(&std::fs::FileType) -> bool) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if wanted(&entry.file_type()?)
+            && let Ok(name) = entry.file_name().into_string()
+        {
+            names.push(name);
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
 impl FileSystem for SystemFiles {
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
         let mut missing: Vec<PathBuf> = Vec::new();
@@ -108,17 +122,11 @@ impl FileSystem for SystemFiles {
     }
 
     fn list_files(&self, path: &Path) -> io::Result<Vec<String>> {
-        let mut names = Vec::new();
-        for entry in std::fs::read_dir(path)? {
-            let entry = entry?;
-            if entry.file_type()?.is_file()
-                && let Ok(name) = entry.file_name().into_string()
-            {
-                names.push(name);
-            }
-        }
-        names.sort_unstable();
-        Ok(names)
+        names_in(path, std::fs::FileType::is_file)
+    }
+
+    fn list_folders(&self, path: &Path) -> io::Result<Vec<String>> {
+        names_in(path, std::fs::FileType::is_dir)
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {

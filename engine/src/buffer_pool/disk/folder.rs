@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use crate::limits::BUFFER_POOL_BLOCK_BYTES;
 
 pub(super) const IDENTITY: &str = "buffer-pool.json";
+/// Of [`IDENTITY`], and of the files under which it is written.
+const IDENTITY_STEM: &str = "buffer-pool.";
 const LOCK: &str = "LOCK";
 const FORMAT: u32 = 1;
 const HINT: &str = "choose a folder on a local disk that this process may write to";
@@ -44,14 +46,15 @@ impl Folder {
     /// release. Blocks.
     ///
     /// # Errors
-    /// `InUse` when another coordinator has it, `WrongCluster` when it is of another cluster, `Io` or `DiskFull` when it
-    /// cannot be made.
+    /// `InvalidArgument` when it has files of others, `InUse` when another coordinator has it, `WrongCluster` when it is
+    /// of another cluster, `Io` or `DiskFull` when it cannot be made.
     pub(super) fn take(environment: &Environment, dir: &Path, cluster: ClusterId) -> Result<(Self, bool)> {
         let (files, name) = (environment.files.as_ref(), dir.display().to_string());
         files
             .create_dir_all(dir)
             .context(ErrorCode::Io, || format!("the folder {name} of the buffer pool cannot be made"))
             .map_err(|error| error.hint(HINT))?;
+        refuse_files_of_others(environment, dir)?;
         let lock = match files.lock(&dir.join(LOCK)) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 let text = format!("the folder {name} of the buffer pool is in use by another coordinator");
@@ -139,6 +142,25 @@ fn cannot_be_written(dir: &Path) -> String {
     format!("the folder {} of the buffer pool cannot be written", dir.display())
 }
 
+/// Makes sure that a folder is a buffer pool's: one in which no pool has left its name has to be empty. What is in the
+/// folder of a pool may be removed, and whoever tells a user so must not be wrong.
+fn refuse_files_of_others(environment: &Environment, dir: &Path) -> Result<()> {
+    let files = environment.files.as_ref();
+    let unreadable = || format!("the folder {} of the buffer pool cannot be read", dir.display());
+    let names = files.list_files(dir).context(ErrorCode::Io, unreadable)?;
+    if names.iter().any(|name| name == IDENTITY) {
+        return Ok(());
+    }
+    let folders = files.list_folders(dir).context(ErrorCode::Io, unreadable)?;
+    let of_others = |name: &&String| *name != LOCK && !name.starts_with(IDENTITY_STEM) && !name.contains(super::SUFFIX);
+    // A file system has a folder of its own where it is mounted.
+    let mut others = names.iter().filter(of_others).chain(folders.iter().filter(|name| *name != "lost+found"));
+    let Some(other) = others.next() else { return Ok(()) };
+    let text =
+        format!("the folder {} is no buffer pool's: it has {other} in it, and others may need that", dir.display());
+    Err(Error::new(ErrorCode::InvalidArgument, text).hint("choose a folder that is empty, or is not there yet"))
+}
+
 /// Whether a folder has the files of `cluster` in the format of this release; `false` where it has none, or others.
 ///
 /// # Errors
@@ -157,8 +179,7 @@ fn is_of_cluster(environment: &Environment, dir: &Path, cluster: ClusterId) -> R
                 dir.display(),
                 known.cluster_id
             );
-            let hint = "choose another folder, or remove this one: it holds nothing that cannot be fetched again";
-            Err(Error::new(ErrorCode::WrongCluster, text).hint(hint))
+            Err(Error::new(ErrorCode::WrongCluster, text).hint("choose another folder"))
         }
         known => Ok(known.is_some_and(|known| known == Identity::of(cluster))),
     }

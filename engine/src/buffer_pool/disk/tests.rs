@@ -175,6 +175,30 @@ async fn a_folder_is_of_one_cluster_one_coordinator_and_one_format() {
 }
 
 #[tokio::test]
+async fn a_folder_with_files_of_others_is_refused() {
+    for (folder, file) in [(None, Some("thesis.txt")), (None, Some("node.json")), (Some("segments"), None)] {
+        let files = files();
+        files.create_dir_all(&folder.map_or(PathBuf::from(DIR), |folder| Path::new(DIR).join(folder))).unwrap();
+        if let Some(file) = file {
+            files.create_new(&Path::new(DIR).join(file)).unwrap();
+        }
+        let before = files.list_files(Path::new(DIR)).unwrap();
+        let error = open(&files, 1 << 20).unwrap_err();
+        let other = folder.or(file).unwrap();
+        assert_eq!(error.code(), ErrorCode::InvalidArgument);
+        assert!(error.message().contains(other), "{error:?}");
+        assert_eq!(files.list_files(Path::new(DIR)).unwrap(), before);
+    }
+    // What a pool leaves before it has signed, and a file system where it is mounted.
+    let files = files();
+    files.create_dir_all(&Path::new(DIR).join("lost+found")).unwrap();
+    for name in ["LOCK", "buffer-pool.000000000000000c.tmp", "1.blocks", "2.blocks.tmp"] {
+        files.create_new(&Path::new(DIR).join(name)).unwrap();
+    }
+    open(&files, 1 << 20).unwrap();
+}
+
+#[tokio::test]
 async fn a_folder_that_may_not_be_written_is_refused() {
     let files = files();
     files.create_dir_all(Path::new(DIR)).unwrap();
