@@ -143,12 +143,11 @@ impl HeadroomPool {
     /// Grows by what is there, or else by what can be borrowed.
     fn grow_or_borrow(&self, reservation: &MemoryReservation, additional: usize) -> Result<()> {
         self.inner.try_grow(reservation, additional).or_else(|refused| {
-            let Some(lender) = &self.lender else { return Err(refused) };
             // Held until the bytes are counted: whoever frees some now must not give these back.
             let mut lent = self.lent.lock();
             let limit = self.bytes_max.saturating_add(*lent);
             let short = self.reserved().saturating_add(additional).saturating_sub(limit);
-            if short > 0 && !lender.lend(short) {
+            if short > 0 && !self.lender.as_ref().is_some_and(|lender| lender.lend(short)) {
                 return Err(refused);
             }
             *lent = lent.saturating_add(short);
@@ -224,7 +223,9 @@ impl MemoryPool for HeadroomPool {
         }
         let mut elastic = self.elastic.lock();
         let available = elastic.available(consumer, self.elastic_bytes_max);
-        if additional > available {
+        // One that holds nothing has nothing to spill: refused its first rows, it can only fail. A sort has its share.
+        let can_only_fail = reservation.size() == 0 && sort_partition(consumer).is_none();
+        if additional > available && !can_only_fail {
             return Err(DataFusionError::ResourcesExhausted(format!(
                 "Failed to allocate additional {} for {} with {} already allocated for this reservation - {} of the \
                  share of consumers that can spill remain available in {self}",
@@ -235,7 +236,7 @@ impl MemoryPool for HeadroomPool {
             )));
         }
         // What has borrowed leaves nothing of its own accord: with less than this, a consumer that can spill fails.
-        match elastic.bytes.saturating_add(additional) <= self.elastic_floor_bytes {
+        match can_only_fail || elastic.bytes.saturating_add(additional) <= self.elastic_floor_bytes {
             true => self.grow_or_borrow(reservation, additional)?,
             false => self.inner.try_grow(reservation, additional)?,
         }
@@ -336,6 +337,27 @@ mod tests {
         assert_eq!(*purse.0.lock(), 300);
         drop((fixed, sorter));
         assert_eq!((*purse.0.lock(), pool.reserved()), (300, 0));
+    }
+
+    #[test]
+    fn what_has_nothing_to_spill_borrows_too() {
+        let purse = Arc::new(Purse(Mutex::new(300)));
+        let pool: Arc<dyn MemoryPool> = Arc::new(HeadroomPool::new(1200, Some(Arc::clone(&purse) as _)));
+        let aggregate = |name: &str| MemoryConsumer::new(name).with_can_spill(true).register(&pool);
+        let (first, second, third) = (aggregate("Aggregate[0]"), aggregate("Aggregate[1]"), aggregate("Aggregate[2]"));
+        let fixed = MemoryConsumer::new("a").register(&pool);
+        first.try_grow(400).unwrap();
+        second.try_grow(400).unwrap();
+        fixed.try_grow(300).unwrap();
+        second.try_grow(1).unwrap_err();
+        third.try_grow(150).unwrap();
+        assert_eq!(*purse.0.lock(), 250);
+        third.try_grow(1).unwrap_err();
+        third.free();
+        third.try_grow(401).unwrap_err();
+        assert_eq!(*purse.0.lock(), 300);
+        drop((first, second, fixed));
+        assert_eq!(pool.reserved(), 0);
     }
 
     #[test]
