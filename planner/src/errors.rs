@@ -61,6 +61,11 @@ fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Opt
         .map(|(_, name)| name)
 }
 
+/// A name as SQL has to have it.
+fn as_written(name: &str) -> String {
+    if name.chars().any(char::is_uppercase) { format!("\"{name}\"") } else { name.to_owned() }
+}
+
 fn did_you_mean(error: Error, name: Option<String>, otherwise: &str) -> Error {
     match name {
         Some(name) => error.hint(format!("did you mean '{name}'?")),
@@ -79,7 +84,8 @@ fn unknown_schema(snapshot: &Snapshot, name: &str) -> Error {
 }
 
 fn unknown_table(snapshot: &Snapshot, name: &str) -> Error {
-    let reference = TableReference::parse_str(name);
+    // As it was asked for: in quotes, letters keep their case.
+    let reference = TableReference::parse_str_normalized(name, true);
     let schema = reference.schema().unwrap_or(DEFAULT_SCHEMA).to_owned();
     let table = reference.table().to_owned();
     if reference.catalog().is_some_and(|catalog| catalog != CATALOG) {
@@ -96,19 +102,18 @@ fn unknown_table(snapshot: &Snapshot, name: &str) -> Error {
     };
     let error = Error::new(ErrorCode::TableNotFound, format!("table '{}' not found", shown(&schema, &table)));
     let same_schema = snapshot.relations.keys().filter(|relation| relation.schema == schema);
-    let near = nearest(&table, same_schema.map(|relation| relation.name.as_str())).map(|name| shown(&schema, name));
+    let near = nearest(&table, same_schema.map(|relation| relation.name.as_str()));
+    let near = near.map(|name| shown(&schema, &as_written(name)));
     let elsewhere = || {
         let others = snapshot.relations.keys().find(|relation| relation.schema != schema && relation.name == table);
-        others.map(|relation| shown(&relation.schema, &relation.name))
+        others.map(|relation| shown(&relation.schema, &as_written(&relation.name)))
     };
     did_you_mean(error, near.or_else(elsewhere), "SHOW TABLES lists the tables")
 }
 
 fn unknown_column(field: &Column, valid: &[Column]) -> Error {
     let error = Error::new(ErrorCode::ColumnNotFound, format!("column '{}' not found", field.flat_name()));
-    let near = nearest(field.name(), valid.iter().map(Column::name));
-    let near =
-        near.map(|name| if name.chars().any(char::is_uppercase) { format!("\"{name}\"") } else { name.to_owned() });
+    let near = nearest(field.name(), valid.iter().map(Column::name)).map(as_written);
     let names: Vec<_> = valid.iter().take(NAMES_MAX).map(Column::name).collect();
     let more = if valid.len() > NAMES_MAX { ", ..." } else { "" };
     let otherwise = match names.is_empty() {

@@ -741,6 +741,7 @@ async fn unknown_names_come_with_the_nearest_one() {
         ),
         ("select * from sale.nothing", ErrorCode::SchemaNotFound, "schema 'sale' not found", "did you mean 'sales'?"),
         ("select * from zzz", ErrorCode::TableNotFound, "table 'zzz' not found", "SHOW TABLES"),
+        ("select * from \"Orders\"", ErrorCode::TableNotFound, "table 'Orders' not found", "did you mean 'orders'?"),
         (
             "select * from other.public.orders",
             ErrorCode::TableNotFound,

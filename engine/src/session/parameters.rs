@@ -83,8 +83,11 @@ impl Parameters {
         }
         for name in wanted.iter().collect::<BTreeSet<_>>() {
             if self.index(name).is_none() {
-                let given = self.rows.as_ref().map_or(0, RecordBatch::num_columns);
-                let text = format!("parameter {name} has no value: {given} given, {} wanted", wanted.len());
+                let given = match self.rows.as_ref().map_or(0, RecordBatch::num_columns) {
+                    0 => "none was given".to_owned(),
+                    count => format!("it is not among the {count} that were given"),
+                };
+                let text = format!("parameter {name} has no value: {given}");
                 return Err(Error::new(ErrorCode::InvalidArgument, text).hint("bind a value to each parameter"));
             }
         }
