@@ -20,7 +20,7 @@ sys.path[1:1] = [str(ROOT / "tests" / "clients"), str(ROOT / "benches" / "peers"
 
 import adbc_driver_flightsql.dbapi  # noqa: E402
 
-from cluster import NO_CACHES, Cluster, run as run_binary  # noqa: E402
+from cluster import NO_CACHES, Cluster, Server, run as run_binary  # noqa: E402
 from records import HeaderRecorder, action, connect, read, statement  # noqa: E402
 
 
@@ -97,10 +97,34 @@ class QuietCluster(Cluster):
         return super().start_node(index, "--scrub-rate", "0", "--fragment-cache", "0", *options)
 
 
+class Coordinator:
+    """One more coordinator, of its own, over the storage nodes of a cluster."""
+
+    def __init__(self, cluster: Cluster, name: str, stack: contextlib.ExitStack, *options: str):
+        command = ["serve", "--cluster", cluster.url, "--listen", "127.0.0.1:0", *options]
+        self.server = Server(name, cluster.command(command), cluster.folder / f"{name}.log")
+        stack.callback(self.server.stop)
+        self.server.wait_ready()
+
+    @property
+    def uri(self) -> str:
+        """Where its Flight SQL service is."""
+        return f"grpc://{self.server.address}"
+
+    def settle(self) -> None:
+        """Waits until nothing is loaded into its pool any more, which whoever comes next would feel. Is not timed."""
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            before = self.server.cpu_seconds()
+            time.sleep(0.3)
+            if self.server.cpu_seconds() - before < 0.03:
+                return
+
+
 class Adbc:
     """A session over the ADBC driver, as a user would have it."""
 
-    def __init__(self, cluster: Cluster, stack: contextlib.ExitStack):
+    def __init__(self, cluster: Cluster | Coordinator, stack: contextlib.ExitStack):
         connection = adbc_driver_flightsql.dbapi.connect(cluster.uri, autocommit=True)
         self.cursor = stack.enter_context(stack.enter_context(connection).cursor())
 
@@ -113,7 +137,7 @@ class Adbc:
 class Flight:
     """A session over plain Flight, which can ask what a query cost the cluster."""
 
-    def __init__(self, cluster: Cluster, stack: contextlib.ExitStack):
+    def __init__(self, cluster: Cluster | Coordinator, stack: contextlib.ExitStack):
         self._recorder = HeaderRecorder()
         self._client = stack.enter_context(connect(cluster.uri, middleware=[self._recorder]))
 
@@ -137,8 +161,12 @@ class Flight:
         return self.record_of(self.query_id)
 
 
-def interleave(cases: dict[Hashable, Callable[[], object]], runs: int) -> dict[Hashable, list[float]]:
-    """Seconds of every case in every run.
+def interleave(
+    cases: dict[Hashable, Callable[[], object]],
+    runs: int,
+    before: Callable[[Hashable], object] = lambda name: None,
+) -> dict[Hashable, list[float]]:
+    """Seconds of every case in every run; `before` is called with its name and is not timed.
 
     All cases take their turn in each run, and the first one moves on from run to run, so that a busy
     moment of the machine hits all of them alike.
@@ -148,6 +176,7 @@ def interleave(cases: dict[Hashable, Callable[[], object]], runs: int) -> dict[H
     for run in range(runs):
         turn = run % len(names)
         for name in names[turn:] + names[:turn]:
+            before(name)
             started = time.perf_counter()
             cases[name]()
             seconds[name].append(time.perf_counter() - started)

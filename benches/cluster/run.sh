@@ -1,5 +1,5 @@
 #!/bin/sh
-# Measures a cluster under conditions that are made for it: benches/cluster/run.sh link|scaling|frame|results|fairness|memory|ssb [--runs 5] [--json FILE] ...
+# Measures a cluster under conditions that are made for it: benches/cluster/run.sh link|scaling|frame|results|fairness|memory|warmup|ssb [--runs 5] [--json FILE] ...
 # `run.sh BENCH --help` lists the options of a bench. link, scaling and ssb need root, ssb not with --rate off.
 #
 # AUBADE_BIN    the binary to measure (default: ${CARGO_TARGET_DIR:-target}/release/aubade)
@@ -10,9 +10,9 @@ here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 root=$(CDPATH= cd -- "$here/../.." && pwd)
 
 case ${1:-} in
-link | scaling | frame | results | fairness | memory | ssb) bench=$1 ;;
+link | scaling | frame | results | fairness | memory | warmup | ssb) bench=$1 ;;
 *)
-    echo "usage: run.sh link|scaling|frame|results|fairness|memory|ssb [options]" >&2
+    echo "usage: run.sh link|scaling|frame|results|fairness|memory|warmup|ssb [options]" >&2
     exit 2
     ;;
 esac

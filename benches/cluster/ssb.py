@@ -36,8 +36,7 @@ import statistics
 import sys
 import time
 
-from common import Adbc, Flight, QuietCluster, heading, main, parser, require
-from cluster import Server
+from common import Adbc, Coordinator, Flight, QuietCluster, heading, main, parser, require
 from engines import rows_of
 from link import Link, LinkedCluster, make_link
 from peers import MIB, load, same
@@ -177,18 +176,15 @@ class Query:
         return int(self.name[0])
 
 
-@dataclasses.dataclass
-class Coordinator:
-    """A coordinator of its own over the storage nodes of a cluster."""
+class Mode(Coordinator):
+    """The coordinator of a mode, with a session."""
 
-    server: Server
-    session: Flight | None = None
-    pushes_down: bool = False
-
-    @property
-    def uri(self) -> str:
-        """Where its Flight SQL service is."""
-        return f"grpc://{self.server.address}"
+    def __init__(self, cluster, name, stack, options, pushdown):
+        super().__init__(cluster, f"serve-{name}", stack, *options)
+        self.pushes_down = pushdown != "off"
+        self.session = Flight(self, stack)
+        for setting in (f"aubade.pushdown = {pushdown}", "aubade.fragment_cache = off"):
+            self.session.run(f"SET {setting}")
 
 
 def arguments():
@@ -269,15 +265,6 @@ def derive(cluster):
                 before = f"INSERT INTO ssb.lineorder_{year}"
 
 
-def start_coordinator(cluster, name, stack, *options):
-    """Starts one more coordinator over the storage nodes."""
-    command = ["serve", "--cluster", cluster.url, "--listen", "127.0.0.1:0", *options]
-    server = Server(name, cluster.command(command), cluster.folder / f"{name}.log")
-    stack.callback(server.stop)
-    server.wait_ready()
-    return Coordinator(server)
-
-
 def columns_of(queries):
     """The columns that the queries read, by table; those of lineorder for each year."""
     texts = " ".join(query.sql for query in queries)
@@ -299,7 +286,7 @@ def working_set(cluster, queries):
     """Bytes that all columns take in a buffer pool which the queries read."""
     with contextlib.ExitStack() as stack:
         # Its pool is of the size that is the default for this machine.
-        session = Flight(start_coordinator(cluster, "working-set", stack), stack)
+        session = Flight(Coordinator(cluster, "working-set", stack), stack)
         cache_all(session, queries)
         total = session.run("SELECT sum(bytes) AS bytes FROM system.buffer_pool WHERE schema_name = 'ssb'")
         return total.column("bytes")[0].as_py()
@@ -322,25 +309,10 @@ def start_modes(cluster, pool_bytes, needed_bytes, queries, stack):
     """A coordinator with a session for each mode."""
     coordinators = {}
     for mode, (options, pushdown) in modes(pool_bytes, needed_bytes).items():
-        coordinator = start_coordinator(cluster, f"serve-{mode}", stack, *options)
-        coordinator.session = Flight(coordinator, stack)
-        coordinator.pushes_down = pushdown != "off"
-        for setting in (f"aubade.pushdown = {pushdown}", "aubade.fragment_cache = off"):
-            coordinator.session.run(f"SET {setting}")
+        coordinators[mode] = Mode(cluster, mode, stack, options, pushdown)
         if mode == "all":
-            cache_all(coordinator.session, queries)
-        coordinators[mode] = coordinator
+            cache_all(coordinators[mode].session, queries)
     return coordinators
-
-
-def settle(coordinator):
-    """Waits until nothing is loaded into the pool any more, which the next mode would feel. Is not timed."""
-    end = time.monotonic() + 20
-    while time.monotonic() < end:
-        before = coordinator.server.cpu_seconds()
-        time.sleep(0.3)
-        if coordinator.server.cpu_seconds() - before < 0.03:
-            return
 
 
 def link_bytes():
@@ -368,7 +340,7 @@ def ask(coordinator, queries, has_link):
         tables.append(session.run(query.sql))
         seconds.append(time.perf_counter() - started)
         ids.append(session.query_id)
-    settle(coordinator)
+    coordinator.settle()
     sent = link_bytes() - before if has_link else None
     return Turn(seconds, [session.record_of(query_id) for query_id in ids], tables, sent)
 

@@ -63,6 +63,8 @@ pub(crate) const BUFFER_POOL_PAST_MAX: u64 = 100_000;
 pub(crate) const BUFFER_POOL_LOADS_AT_A_TIME: usize = 2;
 /// How many times as long as the last load took the next one waits for queries to end.
 pub(crate) const BUFFER_POOL_PAUSE_FACTOR: u32 = 20;
+/// The least that it waits: most queries end within it, so that the first load, too, begins after the one that caused it.
+pub(crate) const BUFFER_POOL_PAUSE_MIN: Duration = Duration::from_secs(1);
 /// Time for one replica to give columns of a segment.
 pub(crate) const BUFFER_POOL_LOAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of a block of its second tier: those of the blocks of storage nodes, so that no more is fetched than is read.

@@ -18,6 +18,7 @@ use super::{BufferPool, DiskTier, TableOfPool, Wanted};
 use crate::cluster::Cluster;
 use crate::limits::{
     BUFFER_POOL_IDLE_LOOK, BUFFER_POOL_LOAD_TIMEOUT, BUFFER_POOL_LOADS_AT_A_TIME, BUFFER_POOL_PAUSE_FACTOR,
+    BUFFER_POOL_PAUSE_MIN,
 };
 use crate::node_reader::NodeReader;
 use crate::query::QueryLog;
@@ -31,7 +32,7 @@ pub(super) enum Source {
 }
 
 /// Loads what queries have missed, while no query runs, or else for a twentieth of the time: the queries that are under
-/// way are not to feel it.
+/// way, and of these the one that has caused a load, are not to feel it.
 #[derive(Debug)]
 pub(crate) struct Loader {
     pub(crate) cluster: Arc<Cluster>,
@@ -64,22 +65,28 @@ impl Loader {
         }
     }
 
-    /// Loads columns, after a pause that follows from how long the last ones took; how long these took, and whether they
-    /// found room.
+    /// Loads columns, after a pause that follows from how long the last load took (`last`); how long that is from now on,
+    /// and whether they found room.
     async fn load_next(&self, wanted: &Wanted, source: Source, last: Duration) -> (Duration, bool) {
-        let clock = &self.cluster.environment().clock;
-        self.wait_for_idleness(last.saturating_mul(BUFFER_POOL_PAUSE_FACTOR)).await;
-        let started = clock.now();
+        let pause = last.saturating_mul(BUFFER_POOL_PAUSE_FACTOR).max(BUFFER_POOL_PAUSE_MIN);
+        self.wait_for_idleness(pause).await;
         // Much may have come in since it was asked for.
-        let found_room = self.pool.admits(wanted)
-            && load(&self.cluster, &self.pool, wanted, source).await.unwrap_or_else(|error| {
+        let mut found_room = self.pool.admits(wanted);
+        // Where nothing is loaded, the next load owes the pause for the last one.
+        let mut took = last;
+        if found_room && !self.pool.missing(wanted.segment.id, &wanted.names()).is_empty() {
+            let clock = &self.cluster.environment().clock;
+            let started = clock.now();
+            found_room = load(&self.cluster, &self.pool, wanted, source).await.unwrap_or_else(|error| {
                 tracing::debug!(segment = %wanted.segment.id, error = %error.chain(), "a segment was not loaded into the buffer pool");
                 true
             });
+            took = clock.now().saturating_sub(started);
+        }
         if source == Source::Any {
             self.pool.loaded(wanted);
         }
-        (clock.now().saturating_sub(started), found_room)
+        (took, found_room)
     }
 
     /// The columns of segments that the second tier has read before, the newest first.

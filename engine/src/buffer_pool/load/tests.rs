@@ -1,23 +1,27 @@
-//! What storage nodes are asked for when the pool is filled.
+//! What storage nodes are asked for when the pool is filled, and when.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use async_trait::async_trait;
 use aubade_catalog::NodeEntry;
 use aubade_catalog::snapshot::Table;
-use aubade_environment::TaskGroup;
+use aubade_environment::{Clock, Environment, TaskGroup};
 use aubade_proto::{
     CallHeader, Epoch, NodeInfo, PutReceipt, ScanRequest, SegmentDescription, SegmentId, SegmentId as Id,
 };
 use aubade_storage_node::FragmentRunner;
 use bytes::Bytes;
 use futures::future::{join_all, select};
+use futures::poll;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use super::*;
 use crate::buffer_pool::BufferPoolPolicy;
 use crate::cluster::Member;
 use crate::memory_pool::Lender;
+use crate::query::QueryRun;
 use crate::statement::tests::Database;
 use crate::storage_client::{ScanStream, StorageClient, StorageClients};
 
@@ -87,25 +91,50 @@ impl StorageClient for NotingClient {
     }
 }
 
+/// A clock that stands still unless it is told to go on.
+#[derive(Debug)]
+struct ManualClock(watch::Sender<Duration>);
+
+impl Clock for ManualClock {
+    fn now(&self) -> Duration {
+        *self.0.borrow()
+    }
+
+    fn unix_millis(&self) -> u64 {
+        0
+    }
+
+    fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
+        let (mut time, end) = (self.0.subscribe(), self.now() + duration);
+        Box::pin(async move {
+            time.wait_for(|now| *now >= end).await.unwrap();
+        })
+    }
+}
+
 /// A pool beside an engine, whose nodes it reads from.
 struct Filled {
     cluster: Arc<Cluster>,
     pool: Arc<BufferPool>,
     table: Arc<Table>,
     reads: Reads,
+    wanted: Option<mpsc::Receiver<Wanted>>,
 }
 
 impl Filled {
     async fn new(db: &Database) -> Self {
+        Self::in_environment(db, db.engine.environment().clone()).await
+    }
+
+    async fn in_environment(db: &Database, environment: Environment) -> Self {
         let (snapshot, reads) = (db.engine.snapshot().await.unwrap(), Reads::default());
         let clients = Noting { members: db.engine.cluster().members(), reads: Arc::clone(&reads) };
-        let environment = db.engine.environment().clone();
         let runner = FragmentRunner::new(Arc::clone(&environment.clock), 2, TaskGroup::new(), 0).unwrap();
-        let (pool, _) = BufferPool::new(16 << 20, BufferPoolPolicy::default(), None, Arc::new(runner));
+        let (pool, wanted) = BufferPool::new(16 << 20, BufferPoolPolicy::default(), None, Arc::new(runner));
         let (clients, epoch) = (Arc::new(clients), db.engine.epoch());
         let cluster = Cluster::new(environment, clients, &snapshot, epoch, None, Some(Arc::clone(&pool)));
         let table = Arc::clone(snapshot.tables().next().unwrap());
-        Self { cluster: Arc::new(cluster), pool, table, reads }
+        Self { cluster: Arc::new(cluster), pool, table, reads, wanted: Some(wanted) }
     }
 
     /// As CACHE TABLE does it.
@@ -183,5 +212,99 @@ async fn what_is_pinned_is_listed_when_it_has_given_way() {
     let lines = serde_json::to_value(filled.pool.lines(&names)).unwrap();
     let line = (&lines[0]["column_name"], &lines[0]["segments"], &lines[0]["pinned"]);
     assert_eq!(line, (&"a".into(), &0.into(), &true.into()), "{lines}");
+    db.engine.shutdown().await;
+}
+
+/// A loader beside a query that has missed all segments of a column, on a clock that stands still.
+struct Loading {
+    clock: Arc<ManualClock>,
+    filled: Filled,
+    query: QueryRun,
+    run: BoxFuture<'static, ()>,
+}
+
+impl Loading {
+    async fn new(db: &Database) -> Self {
+        let clock = Arc::new(ManualClock(watch::Sender::default()));
+        let environment = Environment { clock: Arc::clone(&clock) as _, ..db.engine.environment().clone() };
+        let mut filled = Filled::in_environment(db, environment.clone()).await;
+        let queries = QueryLog::default();
+        let query = QueryRun::begin(&environment, &queries, environment.new_uuid(), "SELECT a FROM t", None);
+        let (cluster, pool) = (Arc::clone(&filled.cluster), Arc::clone(&filled.pool));
+        let loader = Loader { cluster, pool, queries, wanted: filled.wanted.take().unwrap() };
+        let run = loader.run(db.engine.snapshot().await.unwrap()).boxed();
+        let table = Arc::new(TableOfPool::from(filled.table.as_ref()));
+        for segment in &filled.table.segments {
+            filled.pool.missed(&table, segment, &[Arc::from("a")], 1_000.0);
+        }
+        Self { clock, filled, query, run }
+    }
+
+    /// How many segments are in the pool once the loader has done what it does without more time.
+    async fn loaded(&mut self) -> usize {
+        let held = |pool: &BufferPool, segment: &SegmentEntry| pool.holds(segment.id, &[Arc::from("a")]);
+        loop {
+            assert!(poll!(&mut self.run).is_pending());
+            let begun: BTreeSet<SegmentId> = self.filled.reads.lock().iter().map(|(id, _)| *id).collect();
+            let held = self.filled.table.segments.iter().filter(|segment| held(&self.filled.pool, segment)).count();
+            if begun.len() == held {
+                return held;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// The same some time later, at which the loader has looked more than once.
+    async fn loaded_after(&mut self, time: Duration) -> usize {
+        for _ in 0..10 {
+            self.clock.0.send_modify(|now| *now += time / 10);
+            self.loaded().await;
+        }
+        self.loaded().await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn loads_begin_when_the_query_that_caused_them_is_over() {
+    let db = database().await;
+    let mut loading = Loading::new(&db).await;
+    assert_eq!(loading.loaded().await, 0);
+    assert_eq!(loading.loaded_after(BUFFER_POOL_PAUSE_MIN / 2).await, 0);
+    loading.query.finish();
+    assert_eq!(loading.loaded_after(BUFFER_POOL_IDLE_LOOK).await, 3);
+    db.engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn loads_go_on_one_at_a_time_beside_queries_that_never_end() {
+    let db = database().await;
+    let mut loading = Loading::new(&db).await;
+    assert_eq!(loading.loaded().await, 0);
+    for done in 1..=3 {
+        assert_eq!(loading.loaded_after(BUFFER_POOL_PAUSE_MIN / 2).await, done - 1);
+        assert_eq!(loading.loaded_after(BUFFER_POOL_PAUSE_MIN / 2).await, done);
+    }
+    db.engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_of_what_is_here_already_does_not_make_the_next_one_come_sooner() {
+    let db = database().await;
+    let mut loading = Loading::new(&db).await;
+    assert_eq!(loading.loaded().await, 0);
+    // The first load takes as long as a pause.
+    loading.clock.0.send_modify(|now| *now += BUFFER_POOL_PAUSE_MIN);
+    assert!(poll!(&mut loading.run).is_pending());
+    assert_eq!(loading.filled.reads.lock().len(), 1);
+    loading.clock.0.send_modify(|now| *now += BUFFER_POOL_PAUSE_MIN);
+    assert_eq!(loading.loaded().await, 1);
+    // Somebody else loads the second segment before its turn comes.
+    let second = loading.filled.table.segments.get(1..2).unwrap();
+    let table = Arc::new(TableOfPool::from(loading.filled.table.as_ref()));
+    load_table(&loading.filled.cluster, &loading.filled.pool, &table, second, &[Arc::from("a")]).await.unwrap();
+    let pause = BUFFER_POOL_PAUSE_MIN * BUFFER_POOL_PAUSE_FACTOR;
+    assert_eq!(loading.loaded_after(pause).await, 2);
+    assert_eq!(loading.loaded_after(pause / 2).await, 2);
+    assert_eq!(loading.loaded_after(pause / 2).await, 3);
     db.engine.shutdown().await;
 }

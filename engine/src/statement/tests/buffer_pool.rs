@@ -9,6 +9,7 @@ use aubade_proto::ClusterId;
 
 use super::*;
 use crate::buffer_pool::BufferPoolDisk;
+use crate::limits::BUFFER_POOL_IDLE_LOOK;
 use crate::query::QueryRecord;
 use crate::session::ExecuteOptions;
 
@@ -42,6 +43,11 @@ async fn run(db: &Database, sql: &str) -> (Vec<String>, QueryRecord) {
     (rows, db.engine.queries().get(id).unwrap())
 }
 
+/// So that loads need not wait until their time is up.
+async fn a_while_without_queries(db: &Database) {
+    db.engine.environment().clock.sleep(BUFFER_POOL_IDLE_LOOK * 2).await;
+}
+
 /// Runs a query until all segments that it scans are in the pool.
 async fn until_pooled(db: &Database, sql: &str) -> Vec<String> {
     let pooled = async {
@@ -50,7 +56,7 @@ async fn until_pooled(db: &Database, sql: &str) -> Vec<String> {
             if record.segments_pooled == record.segments_scanned {
                 return rows;
             }
-            tokio::task::yield_now().await;
+            a_while_without_queries(db).await;
         }
     };
     let clock = &db.engine.environment().clock;
@@ -291,7 +297,7 @@ async fn metric(db: &Database, name: &str) -> u64 {
 async fn until(db: &Database, sql: &str) {
     let holds = async {
         while db.rows(sql).await != ["true"] {
-            tokio::task::yield_now().await;
+            a_while_without_queries(db).await;
         }
     };
     let clock = &db.engine.environment().clock;
