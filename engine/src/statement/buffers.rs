@@ -24,7 +24,7 @@ pub(crate) enum BufferStatement {
     Cache { table: ObjectName, columns: Vec<Ident> },
     /// `UNCACHE TABLE [IF EXISTS] t`: forgets what is there of a table.
     Uncache { table: ObjectName, if_exists: bool },
-    /// `DISCARD BUFFERS`: forgets all, and the results of fragments.
+    /// `DISCARD BUFFERS`: forgets all that the pool has, and the results of fragments; one of the two has to be there.
     Discard,
 }
 
@@ -75,21 +75,27 @@ pub(super) fn parse(tokens: &[TokenWithSpan], dialect: &dyn Dialect) -> Result<O
 }
 
 pub(super) async fn run(context: &StatementContext, statement: BufferStatement) -> Result<QueryOutput> {
-    let cluster = context.engine().cluster();
-    let pool = cluster.buffer_pool().ok_or_else(|| no_pool(context.engine().is_embedded()))?;
+    let engine = context.engine();
+    let pool = engine.cluster().buffer_pool().ok_or_else(|| no_pool(engine.is_embedded()));
     match statement {
+        BufferStatement::Discard if pool.is_err() && engine.results().is_none() => return Err(nothing_is_kept()),
         BufferStatement::Discard => discard_all(context).await,
-        BufferStatement::Uncache { table, if_exists } => match find(context, &context.relation_name(table)?) {
-            Ok(table) => pool.unpin(table.id),
-            Err(error) if if_exists && is_not_found(&error) => {}
-            Err(error) => return Err(error),
-        },
-        BufferStatement::Cache { table, columns } => cache(context, pool, table, columns).await?,
+        BufferStatement::Uncache { table, if_exists } => unpin(context, pool?, table, if_exists)?,
+        BufferStatement::Cache { table, columns } => cache(context, pool?, table, columns).await?,
     }
     context.done(0)
 }
 
-/// Forgets what the buffer pool has, if there is one, and the results of fragments.
+fn unpin(context: &StatementContext, pool: &BufferPool, name: ObjectName, if_exists: bool) -> Result<()> {
+    match find(context, &context.relation_name(name)?) {
+        Ok(table) => pool.unpin(table.id),
+        Err(error) if if_exists && is_not_found(&error) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
+/// Forgets what the buffer pool has, if there is one, and the results of fragments, if they are kept.
 pub(super) async fn discard_all(context: &StatementContext) {
     if let Some(results) = context.engine().results() {
         results.clear();
@@ -112,6 +118,13 @@ fn no_pool(is_embedded: bool) -> Error {
         ),
     };
     Error::new(ErrorCode::NotSupported, text).hint(hint)
+}
+
+fn nothing_is_kept() -> Error {
+    let text = "there is nothing to discard: no columns and no results of fragments are kept here";
+    Error::new(ErrorCode::NotSupported, text).hint(
+        "a coordinator keeps them: `aubade serve --buffer-pool SIZE --fragment-cache SIZE`, with one of the sizes above 0",
+    )
 }
 
 async fn cache(

@@ -227,29 +227,27 @@ async fn mistakes_are_named() {
     assert!(error.hint_text().unwrap().contains("--buffer-pool"), "{error:?}");
     db.engine.shutdown().await;
     let db = Database::open().await;
-    let error = db.error("DISCARD BUFFERS").await;
+    let error = db.error("CACHE TABLE t").await;
     assert_eq!(error.code(), ErrorCode::NotSupported);
     assert!(error.message().contains("embedded"), "{error:?}");
     assert!(error.hint_text().unwrap().contains("--buffer-pool"), "{error:?}");
-    db.run(&["DISCARD ALL"]).await;
     db.engine.shutdown().await;
+}
+
+/// A coordinator without storage nodes.
+async fn coordinator(options: EngineOptions) -> Database {
+    let (environment, store) = (Environment::system(), Arc::new(MemoryStore::default()));
+    let id = ClusterId(environment.new_uuid());
+    let quorum = Quorum::for_copies(1).unwrap();
+    Manifest::create(environment.clone(), Arc::clone(&store) as Arc<dyn ManifestStore>, id, quorum).await.unwrap();
+    let engine = Engine::open_with_store(environment, store, options).await.unwrap();
+    Database { session: engine.session(), engine }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_coordinator_without_a_pool_says_how_to_get_one() {
-    let (environment, store) = (Environment::system(), Arc::new(MemoryStore::default()));
-    let id = ClusterId(environment.new_uuid());
-    Manifest::create(
-        environment.clone(),
-        Arc::clone(&store) as Arc<dyn ManifestStore>,
-        id,
-        Quorum::for_copies(1).unwrap(),
-    )
-    .await
-    .unwrap();
-    let engine = Engine::open_with_store(environment, store, EngineOptions::default()).await.unwrap();
-    let db = Database { session: engine.session(), engine };
-    for sql in ["CACHE TABLE t", "UNCACHE TABLE t", "DISCARD BUFFERS"] {
+    let db = coordinator(EngineOptions::default()).await;
+    for sql in ["CACHE TABLE t", "UNCACHE TABLE t"] {
         let error = db.error(sql).await;
         assert_eq!(error.code(), ErrorCode::NotSupported);
         assert!(error.message().ends_with("of this coordinator is off"), "{error:?}");
@@ -278,6 +276,29 @@ async fn a_table_that_is_gone_leaves_its_room_at_once() {
     db.run(&[&create, "CACHE TABLE pn", &replace, "CACHE TABLE pn"]).await;
     let shown = "SELECT column_name, pinned FROM system.buffer_pool WHERE table_name = 'pn' ORDER BY 1";
     assert_eq!(db.rows(shown).await, ["a|true", "b|true"]);
+    db.engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn buffers_are_discarded_where_a_pool_or_results_are_kept() {
+    let db = Database::open().await;
+    db.run(&["CREATE TABLE t AS SELECT value AS a FROM generate_series(1, 100)", "SELECT sum(a) FROM t WHERE a > 5"])
+        .await;
+    assert_eq!(metric(&db, "fragment_cache_results").await, 1);
+    db.run(&["DISCARD BUFFERS"]).await;
+    assert_eq!(metric(&db, "fragment_cache_results").await, 0);
+    db.engine.shutdown().await;
+    let db = open(POOL_BYTES).await;
+    assert!(db.engine.results().is_none());
+    db.run(&["CACHE TABLE t", "DISCARD BUFFERS"]).await;
+    assert_eq!(metric(&db, "buffer_pool_bytes").await, 0);
+    db.engine.shutdown().await;
+    let db = coordinator(EngineOptions { fragment_cache_bytes: Some(0), ..EngineOptions::default() }).await;
+    let error = db.error("DISCARD BUFFERS").await;
+    assert_eq!(error.code(), ErrorCode::NotSupported);
+    let hint = error.hint_text().unwrap();
+    assert!(hint.contains("--buffer-pool") && hint.contains("--fragment-cache"), "{error:?}");
+    db.run(&["DISCARD ALL"]).await;
     db.engine.shutdown().await;
 }
 
