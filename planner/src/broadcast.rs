@@ -39,7 +39,7 @@ use futures::future::{BoxFuture, Shared, poll_fn};
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
 
-use crate::kept_results::KeptResult;
+use crate::kept_results::{Keeping, KeptResult};
 use crate::pass_through::{has_no_expressions, has_properties_of, only_child, passes_through};
 use crate::result_key::ResultKey;
 use crate::scan_exec::StorageScanExec;
@@ -262,8 +262,8 @@ async fn decide(
     }
     let scan = spine(local).find_map(|node| node.downcast_ref::<StorageScanExec>());
     let scan = scan.ok_or_else(|| internal_datafusion_err!("a broadcast join has no scan below it"))?;
-    let result_key = result_key(local, scan, &reduction, &gathers, context)?;
-    if let Some(kept) = result_key.and_then(|key| scan.kept_result(key, &reduction, context)) {
+    let keeping = keeping(local, scan, &reduction, &gathers, context)?;
+    if let Some(kept) = keeping.as_ref().and_then(|keeping| scan.kept_result(keeping, &reduction)) {
         return Ok(Place::Kept(kept));
     }
     let mut rows_made = 1_usize;
@@ -291,26 +291,25 @@ async fn decide(
     }
     count("broadcast_rows", builds.iter().map(RecordBatch::num_rows).sum());
     count("broadcast_bytes", reservation.size());
-    let scan = scan.with_joins(reduction.with_builds(builds)?, result_key)?;
+    let scan = scan.with_joins(reduction.with_builds(builds)?, keeping)?;
     Ok(Place::Storage(Arc::new(scan), Arc::new(reservation)))
 }
 
-/// By which what the joins leave of segments is kept; `None` where it is not.
-fn result_key(
+/// How what the joins leave of segments is kept in this run; `None` where it is not named by the plans of the build sides.
+fn keeping(
     local: &Arc<dyn ExecutionPlan>,
     scan: &StorageScanExec,
     reduction: &Reduction,
     gathers: &[(&HashJoinExec, &GatherExec)],
     context: &TaskContext,
-) -> Result<Option<ResultKey>> {
+) -> Result<Option<Keeping>> {
     let config = context.session_config().options();
-    if scan.result_store(config).is_none() {
-        return Ok(None);
-    }
+    let Some(store) = scan.result_store(config) else { return Ok(None) };
     let builds = reduction.build_schemas().into_iter().map(RecordBatch::new_empty).collect();
     let fragment = scan.fragment().with_reduction(reduction.with_builds(builds)?)?;
     let builds: Vec<_> = gathers.iter().map(|(_, gather)| &gather.input).collect();
-    Ok(ResultKey::of_joins(scan.table().id, &fragment, &builds, local, config))
+    let key = ResultKey::of_joins(scan.table().id, &fragment, &builds, local, config);
+    Ok(key.map(|key| scan.keeping_by(store, key, reduction, context)))
 }
 
 /// How many rows a join makes of a row of its probe side at most, but for rare collisions of hashes.

@@ -4,7 +4,9 @@
 //! depends on their build sides too. These are named by the plans that yield them and by the segments that those read, so
 //! that a result is found before any of them runs.
 
-use std::sync::Arc;
+use std::fmt;
+use std::ops::Deref;
+use std::sync::{Arc, OnceLock};
 
 use aubade_proto::convert::encode_fragment;
 use aubade_proto::{Fragment, Reduction, RelationId};
@@ -31,7 +33,7 @@ use crate::join_keys::JoinKeysExec;
 use crate::kept_states::KeptStatesExec;
 use crate::rewrite::unordered_grouping_sets::UnorderedExec;
 use crate::scan_exec::StorageScanExec;
-use crate::subquery_values::{Resolved, needs_subquery, resolve};
+use crate::subquery_values::{Resolved, fragment_needs_subquery, needs_subquery, resolve};
 use crate::template::make_anew;
 
 /// Bytes that name a result: what has longer lists of values, or larger build sides, is hardly asked for twice.
@@ -43,7 +45,7 @@ pub struct ResultKey([u8; 32]);
 
 impl ResultKey {
     /// Of a fragment over a table, with the build sides of its joins; `None` where it is too long, or has no wire form.
-    pub(crate) fn of_fragment(table: RelationId, fragment: &Fragment) -> Option<Self> {
+    fn of_fragment(table: RelationId, fragment: &Fragment) -> Option<Self> {
         let mut digest = Digest::new();
         digest.add_fragment(table, fragment)?;
         digest.finish()
@@ -83,6 +85,50 @@ impl ResultKey {
     #[cfg(test)]
     pub(crate) fn for_tests() -> Self {
         Self([0; 32])
+    }
+}
+
+/// A fragment over a table with its name, which is made once for all copies of a plan that have the same fragment.
+pub(crate) struct NamedFragment {
+    table: RelationId,
+    fragment: Arc<Fragment>,
+    key: OnceLock<Option<ResultKey>>,
+}
+
+impl fmt::Debug for NamedFragment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.fragment.fmt(f)
+    }
+}
+
+impl Deref for NamedFragment {
+    type Target = Fragment;
+
+    fn deref(&self) -> &Fragment {
+        &self.fragment
+    }
+}
+
+impl NamedFragment {
+    pub(crate) fn new(table: RelationId, fragment: Fragment) -> Arc<Self> {
+        Arc::new(Self { table, fragment: Arc::new(fragment), key: OnceLock::new() })
+    }
+
+    pub(crate) fn fragment(&self) -> &Arc<Fragment> {
+        &self.fragment
+    }
+
+    /// See [`ResultKey::of_fragment`]. Values of subqueries belong to the name, and each run has its own: there it is made
+    /// anew.
+    pub(crate) fn key(&self) -> Option<ResultKey> {
+        let make = || ResultKey::of_fragment(self.table, &self.fragment);
+        if fragment_needs_subquery(&self.fragment) { make() } else { *self.key.get_or_init(make) }
+    }
+
+    /// Whether it need not be made again.
+    #[cfg(test)]
+    pub(crate) fn has_key(&self) -> bool {
+        self.key.get().is_some()
     }
 }
 
@@ -156,7 +202,7 @@ impl Digest {
         if scan.fragment().limit().is_some() {
             return None;
         }
-        self.add_fragment(scan.table().id, scan.fragment())?;
+        self.add(&scan.named_fragment().key()?.0)?;
         let segments = scan.segment_ids();
         self.add(&segments.iter().flat_map(|segment| *segment.0.as_bytes()).collect::<Vec<_>>())
     }

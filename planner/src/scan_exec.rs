@@ -37,7 +37,7 @@ use crate::kept_results::Keeping;
 use crate::options::{Pushdown, pushdown};
 use crate::prune::{passes_whole, prune_segments, share_segments};
 use crate::refusal::{NotPushed, Reason};
-use crate::result_key::ResultKey;
+use crate::result_key::NamedFragment;
 use crate::rewrite::Pushable;
 use crate::rewrite::compose::{compose, substitute, substitute_outputs};
 use crate::rewrite::push_reduction::before_reduction;
@@ -91,7 +91,7 @@ impl Segments {
 #[derive(Clone)]
 pub struct StorageScanExec {
     target: ScanTarget,
-    fragment: Arc<Fragment>,
+    fragment: Arc<NamedFragment>,
     /// Percent of rows that a filter is taken to pass when nothing better is known.
     selectivity: u8,
     segments: Arc<Segments>,
@@ -103,11 +103,9 @@ pub struct StorageScanExec {
     pushable: Option<Arc<Pushable>>,
     /// What it gives to other places of the plan as well.
     shared: Option<Arc<SharedScan>>,
-    /// By which what it makes of segments is kept, where that is more than its fragment.
-    result_key: Option<ResultKey>,
     /// Its runtime filters say no more than what it has sent itself.
     has_own_bound: bool,
-    /// Of this run; made by the first partition.
+    /// Of this run; made by the first partition, unless it is named by more than the fragment.
     keeping: Arc<OnceLock<Option<Arc<Keeping>>>>,
     metrics: ScanMetrics,
     /// Whether the segment counts are in `metrics` yet.
@@ -129,12 +127,12 @@ impl StorageScanExec {
     pub fn try_new(target: ScanTarget, fragment: Fragment) -> Result<Self> {
         let segments = Arc::new(Segments::new(&target, &fragment));
         let selectivity = ConfigOptions::default().optimizer.default_filter_selectivity;
-        Self::build(target, Arc::new(fragment), selectivity, segments, Vec::new())
+        Self::build(target, fragment, selectivity, segments, Vec::new())
     }
 
     fn build(
         target: ScanTarget,
-        fragment: Arc<Fragment>,
+        fragment: Fragment,
         selectivity: u8,
         segments: Arc<Segments>,
         not_pushed: Vec<NotPushed>,
@@ -148,8 +146,8 @@ impl StorageScanExec {
             PlanProperties::new(equivalence, partitioning, EmissionType::Incremental, Boundedness::Bounded)
                 .with_scheduling_type(SchedulingType::Cooperative);
         Ok(Self {
+            fragment: NamedFragment::new(target.table.id, fragment),
             target,
-            fragment,
             selectivity,
             segments,
             statistics: Arc::new(statistics),
@@ -157,7 +155,6 @@ impl StorageScanExec {
             runtime_filters: Arc::from([]),
             pushable: None,
             shared: None,
-            result_key: None,
             has_own_bound: false,
             keeping: Arc::default(),
             metrics: ScanMetrics::new(),
@@ -183,6 +180,11 @@ impl StorageScanExec {
 
     /// What runs at storage nodes.
     pub fn fragment(&self) -> &Arc<Fragment> {
+        self.fragment.fragment()
+    }
+
+    /// The same with its name.
+    pub(crate) fn named_fragment(&self) -> &NamedFragment {
         &self.fragment
     }
 
@@ -286,7 +288,7 @@ impl StorageScanExec {
             return Ok(self.clone());
         }
         let fragment = map_fragment(&self.fragment, |expression, _| map(expression))?;
-        Ok(Self { fragment: Arc::new(fragment), ..self.clone() })
+        Ok(Self { fragment: NamedFragment::new(self.target.table.id, fragment), ..self.clone() })
     }
 
     /// The scan for one run with another filter over the same columns, in as many partitions, of which some may be
@@ -300,7 +302,7 @@ impl StorageScanExec {
         filter: &Arc<dyn PhysicalExpr>,
         keeps_estimate: bool,
     ) -> Result<Option<Self>> {
-        let before = self.fragment.as_ref();
+        let before = &self.fragment;
         let mut fragment = compose(before.scan_schema(), Some(filter), before.projection(), before.limit())?;
         if let Some(reduction) = before.reduction() {
             fragment = fragment.with_reduction(reduction.clone())?;
@@ -317,8 +319,9 @@ impl StorageScanExec {
             return Ok(None);
         }
         segments.shares.resize_with(partitions, Vec::new);
-        let (fragment, segments) = (Arc::new(fragment), Arc::new(segments));
+        let segments = Arc::new(segments);
         if keeps_estimate {
+            let fragment = NamedFragment::new(self.target.table.id, fragment);
             return Ok(Some(Self { fragment, segments, ..self.clone() }));
         }
         let scan = Self::build(self.target.clone(), fragment, self.selectivity, segments, self.not_pushed.clone())?;
@@ -421,11 +424,11 @@ impl StorageScanExec {
     }
 
     /// The scan for one run, whose rows are joined and aggregated at storage nodes. It counts into the same counters.
-    /// `result_key`: by which what is left of segments is kept.
+    /// `keeping`: how what is left of segments is kept, where that is known before the joins have run.
     ///
     /// # Errors
     /// When the reduction is over other columns.
-    pub(crate) fn with_joins(&self, reduction: Reduction, result_key: Option<ResultKey>) -> Result<Self> {
+    pub(crate) fn with_joins(&self, reduction: Reduction, keeping: Option<Keeping>) -> Result<Self> {
         let fragment = self.fragment.with_reduction(reduction)?;
         let (schema, before) = (Arc::clone(fragment.output_schema()), &self.properties);
         let equivalence = EquivalenceProperties::new(Arc::clone(&schema));
@@ -433,8 +436,12 @@ impl StorageScanExec {
             PlanProperties::new(equivalence, before.partitioning.clone(), before.emission_type, before.boundedness)
                 .with_scheduling_type(SchedulingType::Cooperative);
         let statistics = Arc::new(Statistics::new_unknown(&schema));
-        let (fragment, properties) = (Arc::new(fragment), Arc::new(properties));
-        Ok(Self { fragment, statistics, properties, result_key, keeping: Arc::default(), ..self.clone() })
+        let (fragment, properties) = (NamedFragment::new(self.target.table.id, fragment), Arc::new(properties));
+        if let Some(keeping) = &keeping {
+            self.count_kept(keeping);
+        }
+        let keeping = keeping.map(|keeping| OnceLock::from(Some(Arc::new(keeping)))).unwrap_or_default();
+        Ok(Self { fragment, statistics, properties, keeping: Arc::new(keeping), ..self.clone() })
     }
 
     /// The scan of the first rows of an order, whose bound is of its own rows.
@@ -460,7 +467,7 @@ impl StorageScanExec {
             self.fragment.limit(),
         )?;
         let segments = Arc::new(Segments::new(&self.target, &fragment));
-        Self::build(self.target.clone(), Arc::new(fragment), selectivity, segments, self.not_pushed.clone())
+        Self::build(self.target.clone(), fragment, selectivity, segments, self.not_pushed.clone())
     }
 
     /// The scan with other output columns, over the columns that the fragment reads.
@@ -481,7 +488,7 @@ impl StorageScanExec {
     /// The scan of a fragment with the same filter.
     pub(crate) fn with_fragment(&self, fragment: Fragment) -> Result<Self> {
         let segments = Arc::clone(&self.segments);
-        Self::build(self.target.clone(), Arc::new(fragment), self.selectivity, segments, self.not_pushed.clone())
+        Self::build(self.target.clone(), fragment, self.selectivity, segments, self.not_pushed.clone())
     }
 
     /// The scan with `limit` rows at most from each partition, or fewer if it had a lower limit.

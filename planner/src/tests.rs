@@ -2,6 +2,7 @@
 
 mod group_keys;
 mod join_notes;
+mod kept_results;
 mod keys_apart;
 mod ordered_aggregates;
 mod pushdown;

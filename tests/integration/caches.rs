@@ -208,6 +208,31 @@ async fn results_are_forgotten_by_a_word_and_not_kept_by_a_session_that_wants_no
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn copies_of_one_plan_find_the_results_for_their_own_values() {
+    let cluster = star().await;
+    let session = cluster.engine.session();
+    let count = async |sql: &str| {
+        let output = session.execute(sql).await.unwrap();
+        let id = output.query_id;
+        let batches: Vec<_> = output.stream.try_collect().await.unwrap();
+        let asked = cluster.engine.queries().get(id).unwrap().requests > 0;
+        (batches[0].column(0).as_primitive::<Int64Type>().value(0), asked)
+    };
+    for (value, asks) in [(70, true), (80, true), (70, false), (90, true), (80, false), (90, false)] {
+        let sql = format!("SELECT count(*) FROM numbers WHERE n % 100 < {value}");
+        assert_eq!(count(&sql).await, (value * 300, asks), "{value}");
+    }
+    // The text is the same, and the value of its subquery is not.
+    let sql = "SELECT count(*) FROM numbers WHERE n % 100 < (SELECT max(id) FROM names)";
+    for last in [9, 10, 20] {
+        execute(&session, &format!("INSERT INTO names VALUES ({last}, 'last')")).await;
+        for _ in 0..2 {
+            assert_eq!(count(sql).await.0, last * 300);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_query_that_was_cut_short_keeps_nothing() {
     let cluster = star().await;
     // Dropped after its first rows: the next run has all of them.

@@ -68,19 +68,12 @@ impl StorageScanExec {
         }
     }
 
-    /// What `reduction` leaves of all segments, which is kept under `key`, if that is known and the scan need not add to
-    /// it.
-    pub(crate) fn kept_result(
-        &self,
-        key: ResultKey,
-        reduction: &Reduction,
-        context: &TaskContext,
-    ) -> Option<Arc<KeptResult>> {
-        let keeping = self.keeping_by(key, reduction, context).filter(|_| !has_grand_total(reduction))?;
-        let result = Arc::clone(keeping.whole()?);
+    /// What `reduction` leaves of all segments, if that is known and the scan need not add to it.
+    pub(crate) fn kept_result(&self, keeping: &Keeping, reduction: &Reduction) -> Option<Arc<KeptResult>> {
+        let result = keeping.whole().filter(|_| !has_grand_total(reduction))?;
         self.count_segments();
-        self.count_kept(&keeping);
-        Some(result)
+        self.count_kept(keeping);
+        Some(Arc::clone(result))
     }
 
     /// Counts all segments as those whose result was kept.
@@ -95,32 +88,35 @@ impl StorageScanExec {
         fragment_cache_enabled(config).then(|| self.target.access.kept_results()).flatten()
     }
 
-    fn keeping_by(&self, key: ResultKey, reduction: &Reduction, context: &TaskContext) -> Option<Keeping> {
-        let store = self.result_store(context.session_config().options())?;
+    /// How what `reduction` leaves is kept under `key` in one run.
+    pub(crate) fn keeping_by(
+        &self,
+        store: Arc<dyn ResultStore>,
+        key: ResultKey,
+        reduction: &Reduction,
+        context: &TaskContext,
+    ) -> Keeping {
         let partitions = self.segments.shares.len();
-        Some(Keeping::new(store, key, self.segment_ids(), reduction.clone(), partitions, context.memory_pool()))
+        Keeping::new(store, key, self.segment_ids(), reduction.clone(), partitions, context.memory_pool())
     }
 
     /// How results are kept in this run, if they are.
     fn keeping(&self, context: &TaskContext) -> Option<Arc<Keeping>> {
         let start = || {
             let reduction = self.fragment.reduction()?;
-            let key = match self.result_key {
-                // What filters of this run leave out, another run may want.
-                None if self.runtime_filters.is_empty() || self.has_own_bound => {
-                    ResultKey::of_fragment(self.target.table.id, &self.fragment)?
-                }
-                None => return None,
-                Some(key) => key,
-            };
-            let keeping = self.keeping_by(key, reduction, context)?;
+            // What filters of this run leave out, another run may want.
+            if !self.runtime_filters.is_empty() && !self.has_own_bound {
+                return None;
+            }
+            let store = self.result_store(context.session_config().options())?;
+            let keeping = self.keeping_by(store, self.fragment.key()?, reduction, context);
             self.count_kept(&keeping);
             Some(Arc::new(keeping))
         };
         self.keeping.get_or_init(start).clone()
     }
 
-    fn count_kept(&self, keeping: &Keeping) {
+    pub(super) fn count_kept(&self, keeping: &Keeping) {
         let Some(kept) = keeping.kept() else { return };
         self.metrics.segments_scanned.add(kept.segments.len());
         self.metrics.segments_kept.add(kept.segments.len());
@@ -131,8 +127,8 @@ impl StorageScanExec {
     /// it.
     fn resolved(&self, mut segments: Vec<usize>) -> Result<(Arc<Fragment>, Vec<usize>)> {
         let (fragment, kept) = match resolve(&self.fragment)? {
-            None => return Ok((Arc::clone(&self.fragment), segments)),
-            Some(Resolved::Nothing) => (Arc::clone(&self.fragment), Vec::new()),
+            None => return Ok((Arc::clone(self.fragment()), segments)),
+            Some(Resolved::Nothing) => (Arc::clone(self.fragment()), Vec::new()),
             Some(Resolved::Fragment(fragment)) => {
                 let statistics = &self.target.table.statistics;
                 let kept = prune_segments(statistics, fragment.scan_schema(), fragment.filter());
@@ -173,7 +169,7 @@ impl StorageScanExec {
             return Ok(Box::pin(EmptyRecordBatchStream::new(schema)));
         }
         let (fragment, segments) = self.resolved(segments)?;
-        let has_values = !Arc::ptr_eq(&fragment, &self.fragment);
+        let has_values = !Arc::ptr_eq(&fragment, self.fragment());
         if is_nothing(&segments) {
             return Ok(Box::pin(EmptyRecordBatchStream::new(schema)));
         }
