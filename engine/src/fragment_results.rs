@@ -1,9 +1,11 @@
 //! Results of fragments that the coordinator keeps: what aggregates at storage nodes leave of the segments of a scan, so
 //! that a query which comes again asks for new segments only.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use aubade_planner::{KeptResult, ResultKey, ResultStore};
+use aubade_proto::SegmentId;
 use moka::sync::Cache;
 
 use crate::limits::FRAGMENT_RESULT_BYTES_MIN;
@@ -35,6 +37,16 @@ impl FragmentResults {
         self.cache.entry_count()
     }
 
+    /// Forgets what is left of segments that no version names any more: no scan asks for that again.
+    pub(crate) fn retain_segments(&self, named: &BTreeSet<SegmentId>) {
+        for (key, result) in &self.cache {
+            if !result.segments.is_subset(named) {
+                // One that has just come in its place is lost as well, and made again.
+                self.cache.invalidate(key.as_ref());
+            }
+        }
+    }
+
     /// Forgets all of them.
     pub(crate) fn clear(&self) {
         self.cache.invalidate_all();
@@ -52,5 +64,39 @@ impl ResultStore for FragmentResults {
 
     fn remove(&self, key: &ResultKey) {
         self.cache.invalidate(key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::maintenance::forget_unnamed;
+    use crate::statement::tests::Database;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_left_of_segments_that_are_gone_is_forgotten() {
+        let db = Database::open().await;
+        let rows = "AS SELECT value AS a, value % 10 AS b FROM generate_series(1, 1000)";
+        db.run(&[&format!("CREATE TABLE t {rows}"), &format!("CREATE TABLE u {rows}")]).await;
+        let queries = [
+            "SELECT sum(a) FROM t WHERE b < 5",
+            "SELECT sum(a) FROM u WHERE b < 5",
+            "SELECT b, sum(a) FROM u WHERE b < 5 GROUP BY b",
+            "SELECT count(*), sum(t.a) FROM t JOIN u ON t.a = u.a + 1 WHERE u.b < 5",
+        ];
+        db.run(&queries).await;
+        let results = db.engine.results().unwrap();
+        assert_eq!(results.count(), 4);
+        forget_unnamed(&db.engine).await;
+        assert_eq!(results.count(), 4);
+        db.run(&["INSERT INTO t VALUES (2000, 1)"]).await;
+        forget_unnamed(&db.engine).await;
+        assert_eq!(results.count(), 4, "segments are named that were there before");
+        db.run(&["DROP TABLE t"]).await;
+        forget_unnamed(&db.engine).await;
+        assert_eq!(results.count(), 2);
+        db.run(&["DROP TABLE u"]).await;
+        forget_unnamed(&db.engine).await;
+        assert_eq!((results.count(), results.bytes()), (0, 0));
+        db.engine.shutdown().await;
     }
 }

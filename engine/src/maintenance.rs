@@ -86,13 +86,8 @@ impl Tending {
         let snapshot = engine.manifest().snapshot();
         let probes = probe_nodes(engine, &snapshot).boxed().await;
         let collect = self.looks.is_multiple_of(PROBES_PER_COLLECTION);
-        if let Some(pool) = engine.cluster().buffer_pool().filter(|_| collect) {
-            let live = engine.live_snapshots();
-            let segments = live.iter().flat_map(|live| live.segments()).map(|segment| segment.id).collect();
-            let tables = live.iter().flat_map(|live| live.relations.values()).map(|relation| relation.id()).collect();
-            // A disk that hangs must not keep the cluster from being looked after.
-            let clock = engine.environment().clock.as_ref();
-            let _ = clock::timeout(clock, CONTROL_TIMEOUT, pool.retain_segments(&segments, &tables)).boxed().await;
+        if collect {
+            forget_unnamed(engine).boxed().await;
         }
         if engine.check_writable().is_err() {
             // Another writer has taken over: it looks after the cluster now.
@@ -139,6 +134,20 @@ impl Tending {
             || self.is_back(probe)
             || (self.looks.saturating_sub(*audited) >= PROBES_PER_SUSPICION && probe.member.take_suspicion())
     }
+}
+
+/// Forgets what is kept on the coordinator of segments that no version names any more.
+pub(crate) async fn forget_unnamed(engine: &Engine) {
+    let live = engine.live_snapshots();
+    let segments = live.iter().flat_map(|live| live.segments()).map(|segment| segment.id).collect();
+    if let Some(results) = engine.results() {
+        results.retain_segments(&segments);
+    }
+    let Some(pool) = engine.cluster().buffer_pool() else { return };
+    let tables = live.iter().flat_map(|live| live.relations.values()).map(|relation| relation.id()).collect();
+    // A disk that hangs must not keep the cluster from being looked after.
+    let clock = engine.environment().clock.as_ref();
+    let _ = clock::timeout(clock, CONTROL_TIMEOUT, pool.retain_segments(&segments, &tables)).boxed().await;
 }
 
 /// A store that fails at this keeps more than it has to, and everything else goes on.

@@ -1,7 +1,6 @@
 //! A partial aggregate on the coordinator whose states are kept for the next time: most often over joins that are not sent
 //! to the storage nodes.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
@@ -61,9 +60,10 @@ impl KeptStatesExec {
         let store = scans.first()?.result_store(config)?;
         let key = ResultKey::of_plan(&self.named_by, config)?;
         let partitions = self.input.output_partitioning().partition_count();
-        // The segments are a part of the key: of a join, what an append adds is not for its segments alone to say.
+        // They are a part of the key, too: of a join, what an append adds is not for its segments alone to say.
+        let segments = scans.iter().flat_map(|scan| scan.segment_ids()).collect();
         let reduction = Reduction::aggregate(self.named_by.downcast_ref::<AggregateExec>()?).ok()?;
-        let keeping = Keeping::new(store, key, BTreeSet::new(), reduction, partitions, context.memory_pool());
+        let keeping = Keeping::new(store, key, segments, reduction, partitions, context.memory_pool());
         if let Some(kept) = keeping.whole() {
             scans.iter().for_each(StorageScanExec::count_all_kept);
             let rows = kept.batches.iter().map(RecordBatch::num_rows).sum();
