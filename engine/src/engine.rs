@@ -228,7 +228,7 @@ impl Engine {
         lock: Option<Box<dyn FileLock>>,
     ) -> Result<Self> {
         // Before others are told that they have to go.
-        let plans = PlanCache::new(&options)?;
+        let plans = PlanCache::new(&options, &environment.clock)?;
         let disk = open_disk(&environment, &options, manifest.snapshot().cluster_id).await?;
         let epoch = manifest.take_over().boxed().await?;
         let snapshot = manifest.snapshot();

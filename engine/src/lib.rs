@@ -13,6 +13,8 @@ pub mod flight;
 mod fragment_results;
 mod limits;
 mod maintenance;
+#[cfg(test)]
+mod manual_clock;
 mod memory_pool;
 mod node_reader;
 mod plan_cache;

@@ -12,6 +12,7 @@
 //! much, the statement is planned physically for its values, since these decide in which order tables are joined; when
 //! it comes again, it gets an entry of its own.
 
+mod idle;
 mod key;
 mod lease;
 mod lift;
@@ -23,12 +24,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use aubade_catalog::Snapshot;
+use aubade_environment::Clock;
 use aubade_planner::{Binding, GenericPlan, KeptPlan, Opaque, PlanTemplate};
 use aubade_proto::{Error, ErrorCode, Result};
-use moka::sync::Cache;
 use parking_lot::Mutex;
 use serde::Serialize;
 
+use idle::IdleCache;
 pub(crate) use key::PlanKey;
 pub(crate) use lease::Lease;
 use lift::Lifts;
@@ -46,13 +48,13 @@ use crate::session::{Prepared, Settings};
 #[derive(Debug)]
 pub(crate) struct PlanCache {
     is_on: bool,
-    entries: Cache<PlanKey, Arc<Entry>>,
+    entries: IdleCache<Arc<Entry>>,
     /// What statements are, by keys and shapes without parameters.
-    descriptions: Cache<PlanKey, Prepared>,
+    descriptions: IdleCache<Prepared>,
     /// Which constants may change in statements that differ in constants only; `None` where such have no plan in common.
-    lifts: Cache<PlanKey, Option<Arc<Lifts>>>,
+    lifts: IdleCache<Option<Arc<Lifts>>>,
     /// Statements that have run with a plan for all values.
-    seen: Cache<PlanKey, ()>,
+    seen: IdleCache<()>,
     misses: AtomicU64,
 }
 
@@ -116,10 +118,6 @@ struct Lesson {
     failures: u32,
 }
 
-fn bounded<V: Clone + Send + Sync + 'static>(entries: u64, age: Duration) -> Cache<PlanKey, V> {
-    Cache::builder().max_capacity(entries).time_to_idle(age).build()
-}
-
 /// The limits that `options` set, or the defaults.
 ///
 /// # Errors
@@ -144,18 +142,18 @@ fn limits_of(options: &EngineOptions) -> Result<(u64, Duration)> {
 }
 
 impl PlanCache {
-    /// An empty cache with the limits that `options` set.
+    /// An empty cache with the limits that `options` set. Ages are by `clock`.
     ///
     /// # Errors
     /// `InvalidArgument` where one is of no use, or larger than it may be.
-    pub(crate) fn new(options: &EngineOptions) -> Result<Self> {
+    pub(crate) fn new(options: &EngineOptions, clock: &Arc<dyn Clock>) -> Result<Self> {
         let (entries, age) = limits_of(options)?;
         Ok(Self {
             is_on: entries > 0,
-            entries: bounded(entries, age),
-            descriptions: bounded(entries, age),
-            lifts: bounded(entries, age),
-            seen: bounded(entries, age),
+            entries: IdleCache::new(entries, age, Arc::clone(clock)),
+            descriptions: IdleCache::new(entries, age, Arc::clone(clock)),
+            lifts: IdleCache::new(entries, age, Arc::clone(clock)),
+            seen: IdleCache::new(entries, age, Arc::clone(clock)),
             misses: AtomicU64::new(0),
         })
     }
@@ -182,12 +180,12 @@ impl PlanCache {
 
     /// Whether it is known which constants may change in statements like this one.
     pub(crate) fn knows_lifts(&self, lookup: &Lookup) -> bool {
-        self.lifts.contains_key(lookup.pattern())
+        self.lifts.get(lookup.pattern()).is_some()
     }
 
     /// Takes note that a statement is run with a plan for all values; `true` if one was before.
     pub(crate) fn see(&self, key: &PlanKey) -> bool {
-        let was_seen = self.seen.contains_key(key);
+        let was_seen = self.seen.get(key).is_some();
         if !was_seen {
             self.seen.insert(key.clone(), ());
         }
@@ -229,15 +227,15 @@ impl PlanCache {
 
     /// Forgets a plan that does not work any more.
     pub(crate) fn remove(&self, key: &PlanKey) {
-        self.entries.invalidate(key);
+        self.entries.remove(key);
     }
 
     /// Forgets all plans.
     pub(crate) fn clear(&self) {
-        self.entries.invalidate_all();
-        self.descriptions.invalidate_all();
-        self.lifts.invalidate_all();
-        self.seen.invalidate_all();
+        self.entries.clear();
+        self.descriptions.clear();
+        self.lifts.clear();
+        self.seen.clear();
     }
 
     /// Statements that were not found.
@@ -247,10 +245,8 @@ impl PlanCache {
 
     /// All entries, those that saved most first. `initial` are the settings that sessions start with.
     pub(crate) fn lines(&self, initial: &Settings) -> Vec<PlanCacheLine> {
-        // What is over the limits goes when there is time for it.
-        self.entries.run_pending_tasks();
-        let lines = self.entries.iter().map(|(key, entry)| entry.line(&key, initial));
-        let mut lines: Vec<PlanCacheLine> = lines.collect();
+        let mut lines: Vec<PlanCacheLine> =
+            self.entries.all().iter().map(|(key, entry)| entry.line(key, initial)).collect();
         lines.sort_by(|one, other| {
             (other.saved_micros, &one.key, &one.key_digest).cmp(&(one.saved_micros, &other.key, &other.key_digest))
         });

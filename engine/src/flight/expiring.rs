@@ -119,32 +119,8 @@ impl<K, V> fmt::Debug for Expiring<K, V> {
 
 #[cfg(test)]
 mod tests {
-    use futures::future::BoxFuture;
-
     use super::*;
-
-    #[derive(Debug, Default)]
-    struct ManualClock(Mutex<Duration>);
-
-    impl ManualClock {
-        fn advance(&self, seconds: u64) {
-            *self.0.lock() += Duration::from_secs(seconds);
-        }
-    }
-
-    impl Clock for ManualClock {
-        fn now(&self) -> Duration {
-            *self.0.lock()
-        }
-
-        fn unix_millis(&self) -> u64 {
-            0
-        }
-
-        fn sleep(&self, _: Duration) -> BoxFuture<'static, ()> {
-            Box::pin(std::future::pending())
-        }
-    }
+    use crate::manual_clock::ManualClock;
 
     fn map(capacity: usize) -> (Arc<ManualClock>, Expiring<u32, &'static str>) {
         let clock = Arc::new(ManualClock::default());
@@ -155,11 +131,11 @@ mod tests {
     fn a_use_keeps_an_entry_alive_and_idleness_ends_it() {
         let (clock, map) = map(10);
         map.get_or_insert(1, "one");
-        clock.advance(40);
+        clock.advance(Duration::from_secs(40));
         assert_eq!(map.get(&1), Some("one"));
-        clock.advance(40);
+        clock.advance(Duration::from_secs(40));
         assert_eq!(map.get(&1), Some("one"));
-        clock.advance(60);
+        clock.advance(Duration::from_secs(60));
         assert_eq!(map.get(&1), None);
         assert_eq!(map.len(), 0);
     }

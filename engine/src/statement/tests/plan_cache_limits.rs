@@ -1,11 +1,24 @@
 //! How many plans are kept, and for how long.
 
+use std::sync::Arc;
+
+use aubade_environment::Clock;
+
 use super::*;
+use crate::manual_clock::ManualClock;
 
 async fn open(plan_cache_entries: Option<u64>, plan_cache_age: Option<Duration>) -> Result<Database> {
+    open_in(Environment::system(), plan_cache_entries, plan_cache_age).await
+}
+
+async fn open_in(
+    environment: Environment,
+    plan_cache_entries: Option<u64>,
+    plan_cache_age: Option<Duration>,
+) -> Result<Database> {
     let options =
         EngineOptions { plan_cache_entries, plan_cache_age, target_partitions: Some(2), ..Default::default() };
-    let engine = Engine::open_in_memory(Environment::system(), options).await?;
+    let engine = Engine::open_in_memory(environment, options).await?;
     let db = Database { session: engine.session(), engine };
     db.run(&["CREATE TABLE t AS SELECT value AS a, value % 10 AS b FROM generate_series(1, 100)"]).await;
     Ok(db)
@@ -65,6 +78,37 @@ async fn a_plan_that_nobody_asked_for_in_time_is_made_again() {
     let db = open(None, Some(Duration::from_secs(3_600))).await.unwrap();
     assert!(!hits(&db, "SELECT max(a) FROM t WHERE b = 3", "93").await);
     assert!(hits(&db, "SELECT max(a) FROM t WHERE b = 3", "93").await);
+}
+
+/// By a clock that stands still while statements run: a plan, one for all values, and what is known of constants.
+#[tokio::test]
+async fn a_plan_stays_until_nobody_asked_for_it_for_its_age() {
+    const AGE: Duration = Duration::from_secs(600);
+    const NANO: Duration = Duration::from_nanos(1);
+    let clock = Arc::new(ManualClock::default());
+    let environment = Environment { clock: Arc::clone(&clock) as Arc<dyn Clock>, ..Environment::system() };
+    let db = open_in(environment, None, Some(AGE)).await.unwrap();
+    let of = |value: i64| format!("SELECT max(a) FROM t WHERE b = {value}");
+    let kept = "SELECT count(*) FROM system.plan_cache";
+    assert!(!hits(&db, &of(3), "93").await);
+    for _ in 0..3 {
+        clock.advance(AGE - NANO);
+        assert!(hits(&db, &of(3), "93").await, "asked for in time");
+    }
+    // Nobody has asked for the plan of other values.
+    assert_eq!(db.rows(kept).await, ["1"]);
+    assert!(!hits(&db, &of(4), "94").await);
+    clock.advance(AGE - NANO);
+    assert!(hits(&db, &of(5), "95").await, "the plan of all values");
+    clock.advance(NANO);
+    // Those of both values are too old.
+    assert_eq!(db.rows(kept).await, ["1"]);
+    clock.advance(AGE - NANO);
+    assert_eq!(db.rows(kept).await, ["0"]);
+    assert!(!hits(&db, &of(5), "95").await);
+    assert!(!hits(&db, "SELECT max(a) FROM t WHERE b <> 3", "100").await);
+    clock.advance(AGE);
+    assert!(!hits(&db, &of(5), "95").await);
 }
 
 #[tokio::test]
