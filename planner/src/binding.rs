@@ -1,6 +1,7 @@
 //! What the values of a plan are to it: nothing but literals, or something that decides more.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter;
 
 use datafusion::common::ScalarValue;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
@@ -73,6 +74,14 @@ impl Occurrences {
             {
                 self.have_like_operands(&[(&one.expr, &other.expr), (&one.pattern, &other.pattern)])
             }
+            (Expr::InList(one), Expr::InList(other))
+                if one.negated == other.negated && one.list.len() == other.list.len() =>
+            {
+                let of_lists = one.list.iter().zip(&other.list);
+                let operands: Vec<(&Expr, &Expr)> =
+                    iter::once((one.expr.as_ref(), other.expr.as_ref())).chain(of_lists).collect();
+                self.have_like_operands(&operands)
+            }
             (before, after) => Ok(before == after),
         }
     }
@@ -104,7 +113,7 @@ impl Occurrences {
 }
 
 /// What is cast. Which type two sides are compared in depends on their types only.
-fn without_casts(expression: &Expr) -> &Expr {
+pub(crate) fn without_casts(expression: &Expr) -> &Expr {
     match expression {
         Expr::Cast(cast) => without_casts(&cast.expr),
         Expr::TryCast(cast) => without_casts(&cast.expr),
@@ -139,6 +148,10 @@ mod tests {
         let before = col("a").gt(one()).and(cast(col("b"), DataType::Float64).eq(two())).or(col("b").lt(one()));
         let after = col("a").gt(lit(5_i64)).and(col("b").eq(lit(7_i64))).or(col("b").lt(lit(5_i64)));
         assert_eq!(literals(before, after), [("$1".to_owned(), 2), ("$2".to_owned(), 1)]);
+        let list = |values| col("a").in_list(values, true);
+        let (before, after) = (list(vec![one(), two(), lit(3_i64)]), list(vec![lit(5_i64), lit(7_i64), lit(3_i64)]));
+        assert_eq!(literals(before.clone(), after), [("$1".to_owned(), 1), ("$2".to_owned(), 1)]);
+        assert_eq!(literals(before, list(vec![lit(5_i64), lit(3_i64)])), []);
     }
 
     #[test]

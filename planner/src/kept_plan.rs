@@ -20,6 +20,7 @@ use datafusion::optimizer::{Optimizer, OptimizerRule};
 
 use crate::access::{NoAccess, TableAccess};
 use crate::binding::{Binding, Occurrences, Values};
+use crate::hidden_lists::HiddenLists;
 use crate::table::AubadeTable;
 
 /// A query over tables of the cluster that means the same at any time. Its scans hold no snapshot and no segments: they
@@ -137,6 +138,8 @@ pub(crate) const COMMON_SUBEXPRESSION: &str = "__common_expr_";
 /// expressions apart by what these cost, and a constant costs nothing.
 const RULES_FOR_VALUES: [&str; 3] =
     ["common_sub_expression_eliminate", "extract_leaf_expressions", "push_down_leaf_projections"];
+/// Those that look at how many rows are asked for, which a placeholder does not say.
+const RULES_FOR_LIMITS: [&str; 2] = ["eliminate_limit", "push_down_limit"];
 /// Those that say once more what values make of a plan.
 const RULES_ONCE_MORE: [&str; 3] = ["eliminate_filter", "propagate_empty_relation", "optimize_projections"];
 
@@ -155,8 +158,10 @@ pub fn optimize_shared(
         return Ok(None);
     }
     let plan = state.analyzer().execute_and_check(plan, state.config_options(), |_, _| {})?;
+    let Some((plan, lists)) = HiddenLists::hide(plan)? else { return Ok(None) };
     let plan = optimize_by(plan, state, |rule| !RULES_FOR_VALUES.contains(&rule))?;
-    if holds_for_all_values(&plan)? { settle(plan, state).map(Some) } else { Ok(Some(plan)) }
+    let Some(plan) = lists.show(plan)? else { return Ok(None) };
+    if holds_for_all_values(&plan)? { settle(plan, state, false).map(Some) } else { Ok(Some(plan)) }
 }
 
 fn optimize_by(plan: LogicalPlan, state: &SessionState, wanted: impl Fn(&str) -> bool) -> Result<LogicalPlan> {
@@ -164,8 +169,9 @@ fn optimize_by(plan: LogicalPlan, state: &SessionState, wanted: impl Fn(&str) ->
     Optimizer::with_rules(rules.cloned().collect()).optimize(plan, state, |_, _| {})
 }
 
-/// What the rules make of a plan that have to see values. They may have run before, in another session.
-fn settle(plan: LogicalPlan, state: &SessionState) -> Result<LogicalPlan> {
+/// What the rules make of a plan that have to see values. They may have run before, in another session. `has_new_limits`:
+/// how many rows are asked for was not known before.
+fn settle(plan: LogicalPlan, state: &SessionState, has_new_limits: bool) -> Result<LogicalPlan> {
     // Of two columns with one name the projection for common subexpressions keeps one.
     plan.apply_with_subqueries(|node| {
         let names = node.schema().fields().iter().map(|field| field.name().as_str());
@@ -175,7 +181,11 @@ fn settle(plan: LogicalPlan, state: &SessionState) -> Result<LogicalPlan> {
         }
         Ok(TreeNodeRecursion::Continue)
     })?;
-    optimize_by(plan, state, |rule| RULES_FOR_VALUES.contains(&rule) || RULES_ONCE_MORE.contains(&rule))
+    optimize_by(plan, state, |rule| {
+        RULES_FOR_VALUES.contains(&rule)
+            || RULES_ONCE_MORE.contains(&rule)
+            || has_new_limits && RULES_FOR_LIMITS.contains(&rule)
+    })
 }
 
 /// Whether rules that have to see values make the same of placeholders, as long as values decide none of the conditions:
@@ -213,7 +223,7 @@ fn uses(node: &LogicalPlan, expression: &Expr) -> Result<usize> {
 fn compares_each_once(expression: &Expr, seen: &mut BTreeSet<String>, casts: &mut Vec<Expr>) -> Result<bool> {
     let compares = match expression {
         Expr::BinaryExpr(binary) => binary.op.supports_propagation(),
-        Expr::Between(_) | Expr::Like(_) => true,
+        Expr::Between(_) | Expr::Like(_) | Expr::InList(_) => true,
         Expr::Placeholder(_) => return Ok(false),
         _ => false,
     };
@@ -303,7 +313,7 @@ fn compares_aggregates(plan: &LogicalPlan) -> Result<bool> {
     Ok(found)
 }
 
-fn has_placeholder(expression: &Expr) -> Result<bool> {
+pub(crate) fn has_placeholder(expression: &Expr) -> Result<bool> {
     expression.exists(|part| Ok(matches!(part, Expr::Placeholder(_))))
 }
 
@@ -318,19 +328,24 @@ fn node_has_placeholder(node: &LogicalPlan) -> Result<bool> {
 }
 
 fn with_types(plan: LogicalPlan, types: &BTreeMap<String, DataType>) -> Result<LogicalPlan> {
+    // What is selected has the types of placeholders, and so have the nodes above.
+    let mut has_other_columns = false;
     let typed = plan.transform_up_with_subqueries(|node| {
-        node.map_expressions(|expression| {
+        has_other_columns |= matches!(node, LogicalPlan::Projection(_)) && node_has_placeholder(&node)?;
+        let node = node.map_expressions(|expression| {
             expression.transform_up(|part| match part {
                 Expr::Placeholder(Placeholder { id, field }) => Ok(match types.get(&id) {
                     Some(data_type) => {
-                        let field = Some(Arc::new(Field::new("", data_type.clone(), true)));
+                        // A statement with a null is planned by itself.
+                        let field = Some(Arc::new(Field::new("", data_type.clone(), false)));
                         Transformed::yes(Expr::Placeholder(Placeholder { id, field }))
                     }
                     None => Transformed::no(Expr::Placeholder(Placeholder { id, field })),
                 }),
                 part => Ok(Transformed::no(part)),
             })
-        })
+        })?;
+        if has_other_columns { node.map_data(LogicalPlan::recompute_schema) } else { Ok(node) }
     })?;
     Ok(typed.data)
 }
@@ -342,11 +357,12 @@ fn with_types(plan: LogicalPlan, types: &BTreeMap<String, DataType>) -> Result<L
 /// When a placeholder has no value, or an expression over them none.
 pub fn with_values(plan: LogicalPlan, values: &Values, state: &SessionState) -> Result<(LogicalPlan, Binding)> {
     let (simplify, mut occurrences) = (SimplifyExpressions::new(), Occurrences::default());
-    let mut holds = holds_for_all_values(&plan)?;
+    let (mut holds, mut has_new_limits) = (holds_for_all_values(&plan)?, false);
     let bound = plan.transform_up_with_subqueries(|node| {
         if !node_has_placeholder(&node)? {
             return Ok(Transformed::no(node));
         }
+        has_new_limits |= matches!(node, LogicalPlan::Limit(_));
         let names = NamePreserver::new(&node);
         let (columns_before, _) = columns_and_decided(&node)?;
         let before = node.clone();
@@ -367,7 +383,7 @@ pub fn with_values(plan: LogicalPlan, values: &Values, state: &SessionState) -> 
         occurrences.compare(&before, &simplified)?;
         Ok(Transformed::yes(simplified))
     })?;
-    let plan = if holds { bound.data } else { settle(bound.data, state)? };
+    let plan = if holds { bound.data } else { settle(bound.data, state, has_new_limits)? };
     Ok((plan, occurrences.binding(values)))
 }
 

@@ -56,6 +56,7 @@ pub mod explain;
 pub mod files;
 pub mod generic_plan;
 mod group_ranges;
+mod hidden_lists;
 mod join_keys;
 pub mod kept_plan;
 pub mod kept_results;

@@ -19,6 +19,7 @@ use datafusion::physical_plan::coop::CooperativeExec;
 use datafusion::physical_plan::empty::EmptyExec;
 use datafusion::physical_plan::execution_plan::{ChildrenPropertiesMode, ReplaceChildrenOptions};
 use datafusion::physical_plan::filter::FilterExec;
+use datafusion::physical_plan::joins::utils::JoinFilter;
 use datafusion::physical_plan::joins::{CrossJoinExec, HashJoinExec, NestedLoopJoinExec, SortMergeJoinExec};
 use datafusion::physical_plan::limit::{GlobalLimitExec, LocalLimitExec};
 use datafusion::physical_plan::placeholder_row::PlaceholderRowExec;
@@ -66,7 +67,7 @@ impl PlanTemplate {
         }
         let is_exclusive = subquery_results::are_shared(plan)?;
         // The plan that it is made of will run: nothing of it may be held here, such as the build side of a join.
-        let plan = Copying::new(&mut |scan| Ok(scan.detached()), is_exclusive).copy(plan)?;
+        let plan = Copying::new(&mut |scan| Ok(scan.detached()), &mut as_it_is, is_exclusive).copy(plan)?;
         Ok(Some(Self { plan, tables, is_exclusive, rules: OnceLock::new() }))
     }
 
@@ -118,18 +119,16 @@ impl PlanTemplate {
         access: &Arc<dyn TableAccess>,
         config: &ConfigOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        self.link(self.copy(&mut |scan| Ok(scan.attached(snapshot, access)))?, snapshot, config)
+        self.link(self.copy(&mut |scan| Ok(scan.attached(snapshot, access)), &mut as_it_is)?, snapshot, config)
     }
 
-    /// A copy that is not linked yet, with what `scan` makes of its scans, from left to right.
+    /// A copy that is not linked yet, with what `scan` makes of its scans, and `filter` of the filters of hash joins: from
+    /// left to right, and those of a join before those below it.
     ///
     /// # Errors
     /// When an operator cannot be made again.
-    pub(crate) fn copy(
-        &self,
-        scan: &mut dyn FnMut(&StorageScanExec) -> Result<StorageScanExec>,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        Copying::new(scan, self.is_exclusive).copy(&self.plan)
+    pub(crate) fn copy(&self, scan: OfScan<'_>, filter: OfFilter<'_>) -> Result<Arc<dyn ExecutionPlan>> {
+        Copying::new(scan, filter, self.is_exclusive).copy(&self.plan)
     }
 
     /// Makes a copy ready to run over `snapshot`.
@@ -158,17 +157,26 @@ impl PlanTemplate {
     }
 }
 
+/// Makes the scan of a copy.
+pub(crate) type OfScan<'a> = &'a mut dyn FnMut(&StorageScanExec) -> Result<StorageScanExec>;
+/// Makes the filter of a join of a copy.
+pub(crate) type OfFilter<'a> = &'a mut dyn FnMut(&JoinFilter) -> Result<JoinFilter>;
+
+fn as_it_is(filter: &JoinFilter) -> Result<JoinFilter> {
+    Ok(filter.clone())
+}
+
 /// Makes a plan of which every operator is made anew.
 struct Copying<'a> {
-    /// Makes the scans.
-    scan: &'a mut dyn FnMut(&StorageScanExec) -> Result<StorageScanExec>,
+    scan: OfScan<'a>,
+    filter: OfFilter<'a>,
     shares_results: bool,
     places: Places,
 }
 
 impl<'a> Copying<'a> {
-    fn new(scan: &'a mut dyn FnMut(&StorageScanExec) -> Result<StorageScanExec>, shares_results: bool) -> Self {
-        Self { scan, shares_results, places: Places::default() }
+    fn new(scan: OfScan<'a>, filter: OfFilter<'a>, shares_results: bool) -> Self {
+        Self { scan, filter, shares_results, places: Places::default() }
     }
 
     #[recursive::recursive]
@@ -181,11 +189,22 @@ impl<'a> Copying<'a> {
         {
             return self.copy_subqueries(subqueries);
         }
-        let children = plan.children().into_iter().map(|child| self.copy(child)).collect::<Result<Vec<_>>>()?;
+        if let Some(join) = plan.downcast_ref::<HashJoinExec>()
+            && let Some(filter) = join.filter()
+        {
+            let filter = (self.filter)(filter)?;
+            let builder = join.builder().with_new_children(self.copies_below(plan)?)?;
+            return builder.with_filter(Some(filter)).reset_state().build_exec();
+        }
+        let children = self.copies_below(plan)?;
         match self.places.moved_operator(plan, &children)? {
             Some(moved) => Ok(moved),
             None => make_anew(plan, children),
         }
+    }
+
+    fn copies_below(&mut self, plan: &Arc<dyn ExecutionPlan>) -> Result<Vec<Arc<dyn ExecutionPlan>>> {
+        plan.children().into_iter().map(|child| self.copy(child)).collect()
     }
 
     /// With a place of its own for the results.

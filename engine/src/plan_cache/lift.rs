@@ -1,12 +1,15 @@
 //! Which constants of a statement may change without another plan: those of its conditions that columns are compared
 //! with. Constants elsewhere name columns of the result, are matched with GROUP BY, count rows, or decide types.
+//!
+//! Parameters name nothing but themselves, and their types are known: they may be computed with in the outermost SELECT
+//! list as well, and say how many rows are returned.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
-    BinaryOperator, CastKind, DataType, Expr, JoinConstraint, JoinOperator, Select, Statement, UnaryOperator, Value,
-    ValueWithSpan, VisitMut, VisitorMut, visit_expressions_mut,
+    BinaryOperator, CastKind, DataType, Expr, GroupByExpr, JoinConstraint, JoinOperator, LimitClause, Query, Select,
+    SelectItem, SetExpr, Statement, UnaryOperator, Value, ValueWithSpan, VisitMut, VisitorMut, visit_expressions_mut,
 };
 use datafusion::sql::sqlparser::tokenizer::Location;
 
@@ -19,6 +22,9 @@ pub(crate) enum Lift {
     Lifted { negated: bool },
 }
 
+/// Values of a list that may change: longer ones are a part of the plan.
+const LIST_VALUES_MAX: usize = 64;
+
 /// The constants of a statement in the order of its text.
 pub(super) type Lifts = Vec<Lift>;
 
@@ -28,7 +34,7 @@ pub(super) fn lift(statement: &mut Statement, literals: &[Location], parameters:
     let mut lifter = Lifter {
         ordinals: literals.iter().enumerate().map(|(ordinal, location)| (*location, ordinal)).collect(),
         lifts: vec![Lift::Fixed; literals.len()],
-        parameters: 0,
+        parameters: parameters_of_result(statement),
     };
     let _ = statement.visit(&mut lifter);
     let lifts_some = parameters > 0 || lifter.lifts.iter().any(|lift| *lift != Lift::Fixed);
@@ -37,6 +43,79 @@ pub(super) fn lift(statement: &mut Statement, literals: &[Location], parameters:
 
 fn is_text(expression: &Expr) -> bool {
     matches!(expression, Expr::Value(ValueWithSpan { value: Value::SingleQuotedString(_), .. }))
+}
+
+/// Whether an expression is made of constants and parameters.
+fn is_constant(expression: &Expr) -> bool {
+    match expression {
+        Expr::Value(_) | Expr::TypedString(_) => true,
+        Expr::Nested(inner)
+        | Expr::UnaryOp { op: UnaryOperator::Minus, expr: inner }
+        | Expr::Cast { kind: CastKind::Cast | CastKind::DoubleColon, expr: inner, .. } => is_constant(inner),
+        Expr::BinaryOp { left, right, .. } => is_constant(left) && is_constant(right),
+        _ => false,
+    }
+}
+
+/// How many parameters of a query are a part of its result, but not of its plan.
+fn parameters_of_result(statement: &Statement) -> usize {
+    let Statement::Query(query) = statement else { return 0 };
+    let selected = match query.body.as_ref() {
+        SetExpr::Select(select) => parameters_of_columns(select),
+        _ => 0,
+    };
+    selected + parameters_of_limit(query)
+}
+
+fn parameters_of_limit(query: &Query) -> usize {
+    let (limit, offset) = match &query.limit_clause {
+        Some(LimitClause::LimitOffset { limit, offset, limit_by }) if limit_by.is_empty() => {
+            (limit.as_ref(), offset.as_ref().map(|offset| &offset.value))
+        }
+        Some(LimitClause::OffsetCommaLimit { offset, limit }) => (Some(limit), Some(offset)),
+        _ => (None, None),
+    };
+    limit.into_iter().chain(offset).filter(|rows| is_parameter(rows)).count()
+}
+
+/// Those that columns are computed with. None where rows are grouped by anything but columns of tables: an expression or
+/// a number there may mean one of these.
+fn parameters_of_columns(select: &Select) -> usize {
+    let GroupByExpr::Expressions(groups, modifiers) = &select.group_by else { return 0 };
+    let (mut parameters, mut names) = (0, Vec::new());
+    for item in &select.projection {
+        let (expression, alias) = match item {
+            SelectItem::UnnamedExpr(expression) => (expression, None),
+            SelectItem::ExprWithAlias { expr, alias } => (expr, Some(alias)),
+            _ => continue,
+        };
+        let of_column = parameters_of(expression);
+        parameters += of_column;
+        names.extend(alias.filter(|_| of_column > 0).map(|alias| &alias.value));
+    }
+    let is_of_table = |group: &Expr| match group {
+        Expr::Identifier(name) => !names.iter().any(|alias| alias.eq_ignore_ascii_case(&name.value)),
+        Expr::CompoundIdentifier(_) => true,
+        _ => false,
+    };
+    if modifiers.is_empty() && groups.iter().all(is_of_table) { parameters } else { 0 }
+}
+
+/// Not those of functions, whose types may depend on values.
+fn parameters_of(expression: &Expr) -> usize {
+    match expression {
+        Expr::Nested(inner) => parameters_of(inner),
+        Expr::BinaryOp {
+            left,
+            op: BinaryOperator::Plus | BinaryOperator::Minus | BinaryOperator::Multiply | BinaryOperator::Divide,
+            right,
+        } => parameters_of(left) + parameters_of(right),
+        expression => usize::from(is_parameter(expression)),
+    }
+}
+
+fn is_parameter(expression: &Expr) -> bool {
+    matches!(expression, Expr::Value(ValueWithSpan { value: Value::Placeholder(_), .. }))
 }
 
 /// The placeholder of a constant. No parameter of a statement can be named so.
@@ -111,7 +190,9 @@ impl Lifter {
                 self.operand(low);
                 self.operand(high);
             }
-            // Not those of IN: the optimizer intersects lists by what they say, and takes two placeholders for two values.
+            Expr::InList { list, .. } if list.len() <= LIST_VALUES_MAX && list.iter().all(is_constant) => {
+                list.iter_mut().for_each(|value| self.operand(value));
+            }
             Expr::Like { pattern, .. } | Expr::ILike { pattern, .. } => self.operand(pattern),
             _ => {}
         }

@@ -45,6 +45,34 @@ async fn copies_have_the_values_of_their_statement() {
             ["x", "row 50", "y", "row 51", "z"],
         ),
         ("SELECT a FROM t WHERE a > {} AND b = 7 AND c <> 'x' ORDER BY a", ["100", "250", "300", "5", "444"]),
+        // Lists that are written out, and longer ones. All read more than one segment, and so in two partitions.
+        ("SELECT count(*), min(a) FROM t WHERE a IN ({}, {})", ["3|700", "4|455", "799|1", "100|101", "7|501"]),
+        (
+            "SELECT count(*), min(a) FROM t WHERE c NOT IN ('{}', '{}')",
+            ["row 1|row 9", "row 3|row 40", "row 2|row 1", "row 7|row 8", "row 50|row 5"],
+        ),
+        (
+            "SELECT a FROM t WHERE a IN ({}, {}, {}, {}, 700) ORDER BY a",
+            ["3|4|5|6", "103|204|305|406", "1|2|900|901", "800|799|5|4", "7|900|901|902"],
+        ),
+        (
+            "SELECT a FROM t WHERE i IN ({}, {}, {}, {}) AND b < 9 ORDER BY a",
+            ["3|104|5|6", "103|204|305|406", "1|2|300|901", "800|799|5|4", "7|150|901|902"],
+        ),
+        (
+            "SELECT count(*), min(a) FROM t WHERE c NOT IN ('{}', '{}', 'x', 'y')",
+            ["row 1|row 9", "row 3|row 40", "row 2|row 1", "row 7|row 8", "row 50|row 5"],
+        ),
+        // In the filters of joins.
+        ("SELECT count(*), sum(x.a) FROM t x JOIN t y ON x.a = y.i WHERE x.b + y.b > {}", ["7", "3", "11", "5", "17"]),
+        (
+            "SELECT count(*), sum(y.a) FROM t x LEFT JOIN t y ON x.a = y.i AND x.b + y.b IN ({}, {}, {}, {})",
+            ["2|4|6|8", "10|12|1|3", "0|2|16|18", "21|23|25|27", "4|6|20|22"],
+        ),
+        (
+            "SELECT x.a FROM t x JOIN t y ON x.a = y.i WHERE x.b < 5 AND y.d > {} OR x.b > 7 AND y.d < 20 ORDER BY 1",
+            ["30", "50", "90", "8", "120"],
+        ),
         (
             "SELECT count(*), min(a) FROM t WHERE a > (SELECT avg(a) FROM t WHERE b < 5) AND c <> '{}'",
             ["row 800", "row 799", "row 500", "x", "row 3"],
@@ -150,6 +178,19 @@ async fn values_that_decide_more_than_a_literal_are_planned_for() {
             &["4|6|5", "6|8|7", "6|8|5"],
         ),
         ("SELECT b FROM t WHERE b = {} ORDER BY b LIMIT 2", &["6", "8", "7", "10"]),
+        // Lists that have values in common or not, and of one value.
+        ("SELECT count(*) FROM t WHERE a IN ({}, {}) AND a NOT IN (5, {})", &["3|4|6", "5|6|3", "3|5|7", "7|8|9"]),
+        (
+            "SELECT count(*) FROM t WHERE a IN ({}, {}, {}, 4) AND a IN ({}, 4, 5, 6)",
+            &["1|2|3|4", "1|2|6|7", "7|8|9|8", "5|6|7|8"],
+        ),
+        ("SELECT b, a FROM t WHERE b IN ({}) AND a < 50 ORDER BY b, a", &["6", "8", "7", "10"]),
+        // Joins that have no rows, or all.
+        (
+            "SELECT count(*) FROM t x JOIN s y ON x.a = y.a WHERE x.b + y.b > {} AND {} > 3",
+            &["2|4", "5|6", "2|3", "18|9"],
+        ),
+        ("SELECT count(*) FROM t x LEFT JOIN s y ON x.a = y.a AND x.b + y.b = {} + x.b", &["2", "5", "9", "10"]),
         // A limit of no rows.
         ("SELECT a, sum(a) OVER () FROM s WHERE b = {} ORDER BY a LIMIT 2", &["50", "60", "7", "8"]),
         ("SELECT a, sum(a) OVER () FROM s WHERE b = {} LIMIT 2", &["50", "60", "7", "51"]),
