@@ -7,6 +7,8 @@ mod data_file;
 mod interrupt;
 mod machine;
 mod output;
+#[cfg(all(target_arch = "x86_64", target_feature = "avx2"))]
+mod processor;
 mod shell;
 mod size;
 mod statements;
@@ -43,6 +45,11 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
+    #[cfg(all(target_arch = "x86_64", target_feature = "avx2"))]
+    if let Err(error) = processor::check() {
+        output::error(&error);
+        return ExitCode::FAILURE;
+    }
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
