@@ -85,7 +85,8 @@ pub(crate) struct MachineArguments {
 /// What a coordinator, or an embedded engine, keeps of one query for the next.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct CacheArguments {
-    /// Plans of queries that are kept for the next time, at most; 0 for none [default: 512]
+    /// Plans of queries that are kept for the next time, at most, of which those of long statements count as several; 0 for
+    /// none [default: 512]
     #[arg(long, value_name = "PLANS")]
     plan_cache_entries: Option<u64>,
 

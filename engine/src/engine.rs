@@ -447,8 +447,15 @@ impl Engine {
     /// Takes note of a version that was committed here, and of the relations that it has dropped.
     pub(crate) fn committed(&self, snapshot: &Arc<Snapshot>, dropped: &BTreeSet<RelationId>) {
         self.adopt(snapshot);
-        if let Some(pool) = self.cluster().buffer_pool().filter(|_| !dropped.is_empty()) {
+        if dropped.is_empty() {
+            return;
+        }
+        if let Some(pool) = self.cluster().buffer_pool() {
             pool.forget_dropped(dropped);
+        }
+        if let Some(results) = self.results() {
+            // A full cache takes in only what was asked for more often than what it has.
+            results.retain_segments(&snapshot.segments().map(|segment| segment.id).collect());
         }
     }
 

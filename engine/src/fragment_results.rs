@@ -10,7 +10,8 @@ use moka::sync::Cache;
 
 use crate::limits::FRAGMENT_RESULT_BYTES_MIN;
 
-/// See the module's doc. Bounded by the bytes of what is kept; what was used least goes first.
+/// See the module's doc. Bounded by the bytes of what is kept: a new result gets in once it was asked for more often than
+/// the one that was not used for longest.
 #[derive(Debug)]
 pub(crate) struct FragmentResults {
     cache: Cache<ResultKey, Arc<KeptResult>>,
@@ -45,11 +46,14 @@ impl FragmentResults {
                 self.cache.invalidate(key.as_ref());
             }
         }
+        self.cache.run_pending_tasks();
     }
 
     /// Forgets all of them.
     pub(crate) fn clear(&self) {
         self.cache.invalidate_all();
+        // Until then it only does not find them.
+        self.cache.run_pending_tasks();
     }
 }
 
@@ -92,10 +96,12 @@ mod tests {
         forget_unnamed(&db.engine).await;
         assert_eq!(results.count(), 4, "segments are named that were there before");
         db.run(&["DROP TABLE t"]).await;
-        forget_unnamed(&db.engine).await;
+        assert_eq!(results.count(), 2, "at once");
+        db.run(&[&format!("CREATE OR REPLACE TABLE u {rows}")]).await;
+        assert_eq!(results.count(), 0);
+        db.run(&queries[1..3]).await;
         assert_eq!(results.count(), 2);
         db.run(&["DROP TABLE u"]).await;
-        forget_unnamed(&db.engine).await;
         assert_eq!((results.count(), results.bytes()), (0, 0));
         db.engine.shutdown().await;
     }

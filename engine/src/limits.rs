@@ -83,10 +83,15 @@ pub(crate) const FRAGMENT_RESULT_BYTES_MIN: usize = 256;
 pub(crate) const BUFFER_POOL_RESULTS_PART: usize = 16;
 /// Bytes that cross a wire of 1 Gbit/s in a microsecond: what bytes cost beside time at storage.
 pub(crate) const WIRE_BYTES_PER_MICRO: f64 = 125.0;
-/// Plans that are kept where nobody says: bounds their memory, which is not counted in bytes.
+/// Plans that are kept where nobody says. That bounds their memory too, which is not counted in bytes: those of long
+/// statements count as several.
 pub(crate) const PLAN_CACHE_ENTRIES: u64 = 512;
 /// Plans that may be kept at most: all of them are rows of `system.plan_cache`.
 pub(crate) const PLAN_CACHE_ENTRIES_MAX: u64 = 16_384;
+/// Words of a statement, names and signs, for each of which one more plan is counted: queries of TPC-H have 50 to 250.
+pub(crate) const PLAN_CACHE_ENTRY_WORDS: usize = 512;
+/// Bytes of the parameters of a statement for each of which one more plan is counted.
+pub(crate) const PLAN_CACHE_ENTRY_PARAMETER_BYTES: usize = 16 << 10;
 /// Time after which a plan that nobody asked for is forgotten, where nobody says.
 pub(crate) const PLAN_CACHE_AGE: Duration = Duration::from_secs(3_600);
 /// The longest such time: what nobody asks for in a year is of no use, and moka panics at a thousand of them.

@@ -26,7 +26,7 @@ use std::time::Duration;
 use aubade_catalog::Snapshot;
 use aubade_environment::Clock;
 use aubade_planner::{Binding, GenericPlan, KeptPlan, Opaque, PlanTemplate};
-use aubade_proto::{Error, ErrorCode, Result};
+use aubade_proto::{Error, ErrorCode, Result, Version};
 use parking_lot::Mutex;
 use serde::Serialize;
 
@@ -55,6 +55,8 @@ pub(crate) struct PlanCache {
     lifts: IdleCache<Option<Arc<Lifts>>>,
     /// Statements that have run with a plan for all values.
     seen: IdleCache<()>,
+    /// The newest version of the schema that a statement was looked up for.
+    schema_version: AtomicU64,
     misses: AtomicU64,
 }
 
@@ -154,6 +156,7 @@ impl PlanCache {
             descriptions: IdleCache::new(entries, age, Arc::clone(clock)),
             lifts: IdleCache::new(entries, age, Arc::clone(clock)),
             seen: IdleCache::new(entries, age, Arc::clone(clock)),
+            schema_version: AtomicU64::new(0),
             misses: AtomicU64::new(0),
         })
     }
@@ -165,7 +168,19 @@ impl PlanCache {
 
     /// The plans of a statement, or of all statements of a shape.
     pub(crate) fn get(&self, key: &PlanKey) -> Option<Arc<Entry>> {
+        self.adopt(key.schema_version);
         self.entries.get(key)
+    }
+
+    /// The first statement over a newer schema forgets what is of older ones.
+    fn adopt(&self, newest: Version) {
+        // Ordering: a number by itself; who moves it on does the work.
+        if self.schema_version.fetch_max(newest.0, Ordering::Relaxed) < newest.0 {
+            self.entries.forget_before(newest);
+            self.descriptions.forget_before(newest);
+            self.lifts.forget_before(newest);
+            self.seen.forget_before(newest);
+        }
     }
 
     /// The shape of a statement, if it is known which constants may change in such as this one.
@@ -320,11 +335,12 @@ impl Entry {
         self.lesson.lock().failures < PLAN_CACHE_LESSONS_MAX
     }
 
-    /// Learns from a physical plan of a statement of the shape, and its values.
-    pub(crate) fn learn(&self, template: &Arc<PlanTemplate>, binding: Binding) {
+    /// Learns from a physical plan of a statement of the shape, and its values, unless a scan gives more than `factor` times
+    /// as many rows for these as for others, or as few.
+    pub(crate) fn learn(&self, template: &Arc<PlanTemplate>, binding: Binding, factor: u64) {
         let before = self.lesson.lock().clone();
         let learnt = before.example.as_ref().and_then(|(example, of_example)| {
-            let learnt = GenericPlan::learn(example, of_example, template, &binding);
+            let learnt = GenericPlan::learn(example, of_example, template, &binding, factor);
             learnt.inspect_err(|error| tracing::debug!(%error, "nothing is learnt from a plan")).ok()?
         });
         let mut lesson = self.lesson.lock();

@@ -7,7 +7,7 @@
 //! any other way, as the end of a month does from its first day, is not the same for others.
 //!
 //! A generic plan has the operators and the order of joins of the first of these plans, whatever the values. It is not
-//! used where these change the estimate of a scan by more than [`ESTIMATE_FACTOR_MAX`]. Segments are pruned by the
+//! used where these change the estimate of a scan by more than a factor. Segments are pruned by the
 //! values of each run.
 
 use std::cell::Cell;
@@ -33,12 +33,10 @@ use crate::binding::{Binding, Values};
 use crate::embedded::storage_scans;
 use crate::explain::plan_text;
 use crate::kept_plan::COMMON_SUBEXPRESSION;
+use crate::options::replan_factor;
 use crate::scan_exec::StorageScanExec;
 use crate::subquery_results::Results;
 use crate::template::PlanTemplate;
-
-/// By how much the rows that a scan is thought to give may differ from those of the plan's own values.
-const ESTIMATE_FACTOR_MAX: usize = 10;
 
 /// See the module's doc.
 #[derive(Debug)]
@@ -66,7 +64,8 @@ struct Place {
 }
 
 impl GenericPlan {
-    /// Learns from the templates of two plans of one statement; `None` where nothing can be learnt from them.
+    /// Learns from the templates of two plans of one statement; `None` where nothing can be learnt from them, as where their
+    /// scans are thought to give more than `factor` times as many rows in one as in the other.
     ///
     /// # Errors
     /// When an operator cannot be made again.
@@ -75,6 +74,7 @@ impl GenericPlan {
         binding: &Arc<Binding>,
         other: &PlanTemplate,
         other_binding: &Binding,
+        factor: u64,
     ) -> Result<Option<Self>> {
         let (values, other_values) = (&binding.values, &other_binding.values);
         if template.is_exclusive() || !template.is_over_same(other) || values.keys().ne(other_values.keys()) {
@@ -101,7 +101,7 @@ impl GenericPlan {
         }
         let (template, binding) = (Arc::clone(template), Arc::clone(binding));
         let generic = Self { template, binding, varying, of_scans, of_joins };
-        let Some(bound) = generic.bind(other_values, &StorageScanExec::clone)? else { return Ok(None) };
+        let Some(bound) = generic.bind(other_values, &StorageScanExec::clone, factor)? else { return Ok(None) };
         Ok(are_same(&bound, other.plan())?.then_some(generic))
     }
 
@@ -125,7 +125,7 @@ impl GenericPlan {
         if !fixed.into_iter().all(|(name, value)| values.get(name) == Some(value)) {
             return Ok(None);
         }
-        let bound = self.bind(values, &|scan| scan.attached(snapshot, access))?;
+        let bound = self.bind(values, &|scan| scan.attached(snapshot, access), replan_factor(config))?;
         bound.map(|plan| self.template.link(plan, snapshot, config)).transpose()
     }
 
@@ -134,6 +134,7 @@ impl GenericPlan {
         &self,
         values: &Values,
         attach: &dyn Fn(&StorageScanExec) -> StorageScanExec,
+        factor: u64,
     ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
         let (mut of_scans, mut of_joins, fits) = (self.of_scans.iter(), self.of_joins.iter(), Cell::new(true));
         let mut bind_scan = |scan: &StorageScanExec| {
@@ -148,7 +149,7 @@ impl GenericPlan {
                 Some(filter) => attached.with_other_filter(&filter, keeps_estimate)?,
                 None => None,
             };
-            let bound = bound.filter(|bound| is_near(scan, bound));
+            let bound = bound.filter(|bound| is_near(scan, bound, factor));
             fits.set(bound.is_some());
             Ok(bound.unwrap_or(attached))
         };
@@ -203,10 +204,10 @@ fn are_same(one: &Arc<dyn ExecutionPlan>, other: &Arc<dyn ExecutionPlan>) -> Res
 }
 
 /// Whether two scans are thought to give about as many rows.
-fn is_near(one: &StorageScanExec, other: &StorageScanExec) -> bool {
-    let rows = |scan: &StorageScanExec| scan.output_statistics().num_rows.get_value().map(|rows| *rows.max(&1));
+fn is_near(one: &StorageScanExec, other: &StorageScanExec, factor: u64) -> bool {
+    let rows = |scan: &StorageScanExec| scan.output_statistics().num_rows.get_value().map(|rows| *rows.max(&1) as u64);
     match (rows(one), rows(other)) {
-        (Some(one), Some(other)) => one.max(other) / one.min(other).max(1) <= ESTIMATE_FACTOR_MAX,
+        (Some(one), Some(other)) => one.max(other) / one.min(other).max(1) <= factor,
         (one, other) => one == other,
     }
 }

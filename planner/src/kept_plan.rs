@@ -32,10 +32,6 @@ pub struct KeptPlan {
     rows: BTreeMap<RelationName, u64>,
 }
 
-/// By how much the rows of a table may grow or shrink before a plan is optimised anew: rules that look at statistics
-/// have decided for what they were.
-const ROWS_FACTOR_MAX: u64 = 10;
-
 impl KeptPlan {
     /// Whether a plan can be kept, before it is optimised: it only reads, it reads only tables of the cluster, and none
     /// of its functions has another value in another query, as `now()` has.
@@ -100,18 +96,25 @@ impl KeptPlan {
         Ok(Self { plan: detached.data, rows })
     }
 
-    /// The plan over the tables of `snapshot`; `None` where one of them is not there, or has become another in size.
+    /// The plan over the tables of `snapshot`; `None` where one of them is not there, or has become more than `factor`
+    /// times as large or as small: rules that look at statistics have decided for what they were.
     ///
     /// # Errors
     /// When a scan cannot be made again.
-    pub fn over(&self, snapshot: &Arc<Snapshot>, access: &Arc<dyn TableAccess>) -> Result<Option<LogicalPlan>> {
+    pub fn over(
+        &self,
+        snapshot: &Arc<Snapshot>,
+        access: &Arc<dyn TableAccess>,
+        factor: u64,
+    ) -> Result<Option<LogicalPlan>> {
         let mut all_there = true;
         let plan = self.plan.clone().transform_up_with_subqueries(|node| {
             let LogicalPlan::TableScan(scan) = node else { return Ok(Transformed::no(node)) };
             let provider = source_as_provider(&scan.source)?;
             let name = provider.downcast_ref::<AubadeTable>().map(|table| &table.table().name);
             let relation = name.and_then(|name: &RelationName| snapshot.relations.get(name));
-            let Some(Relation::Table(table)) = relation.filter(|relation| self.is_about_as_large(relation)) else {
+            let Some(Relation::Table(table)) = relation.filter(|relation| self.is_about_as_large(relation, factor))
+            else {
                 all_there = false;
                 return Ok(Transformed::no(LogicalPlan::TableScan(scan)));
             };
@@ -121,10 +124,10 @@ impl KeptPlan {
         Ok(all_there.then_some(plan.data))
     }
 
-    fn is_about_as_large(&self, relation: &Relation) -> bool {
+    fn is_about_as_large(&self, relation: &Relation, factor: u64) -> bool {
         let Relation::Table(table) = relation else { return true };
         let (now, then) = (rows_of(table), self.rows.get(&table.name).copied().unwrap_or(0));
-        now.max(then) <= now.min(then).max(1).saturating_mul(ROWS_FACTOR_MAX)
+        now.max(then) <= now.min(then).max(1).saturating_mul(factor)
     }
 }
 

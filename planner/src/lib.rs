@@ -94,7 +94,8 @@ pub use kept_plan::KeptPlan;
 pub use kept_results::{KeptResult, ResultStore};
 pub use opaque::Opaque;
 pub use options::{
-    AubadeOptions, Pushdown, buffer_pool_enabled, fragment_cache_enabled, plan_cache_enabled, wire_encoding_enabled,
+    AubadeOptions, Pushdown, buffer_pool_enabled, fragment_cache_enabled, plan_cache_enabled, replan_factor,
+    wire_encoding_enabled,
 };
 pub use refusal::{NotPushed, Reason, Refusal};
 pub use result_key::ResultKey;

@@ -48,6 +48,9 @@ const BROADCAST_BYTES: usize = 1 << 20;
 /// What a request has room for, beside the sets of keys of other joins.
 const BROADCAST_BYTES_MAX: usize = 3 << 20;
 
+/// Times by which tables and estimates may change before a plan that is kept is made again.
+const REPLAN_FACTOR: u64 = 10;
+
 /// Aubade's own settings.
 ///
 /// Written out, since the macro of DataFusion leaves the prefix out of the names, and `SHOW` would not find them.
@@ -61,6 +64,9 @@ pub struct AubadeOptions {
     pub fragment_cache: bool,
     /// Whether plans of queries are kept for the next time.
     pub plan_cache: bool,
+    /// Times by which the rows of a table, or those that a scan is thought to give, may be others than those that a kept
+    /// plan was made for, before a query is planned again.
+    pub replan_factor: u64,
     /// Whether scans use the buffer pool, and fill it.
     pub buffer_pool: bool,
     /// Whether storage nodes send columns in the bytes that they need. For measurements.
@@ -74,6 +80,7 @@ impl Default for AubadeOptions {
             broadcast_bytes: BROADCAST_BYTES,
             fragment_cache: true,
             plan_cache: true,
+            replan_factor: REPLAN_FACTOR,
             buffer_pool: true,
             wire_encoding: true,
         }
@@ -104,6 +111,7 @@ impl ExtensionOptions for AubadeOptions {
             "fragment_cache" => self.fragment_cache = switch(key, value)?,
             "buffer_pool" => self.buffer_pool = switch(key, value)?,
             "plan_cache" => self.plan_cache = switch(key, value)?,
+            "replan_factor" => self.replan_factor = factor(key, value)?,
             "wire_encoding" => self.wire_encoding = switch(key, value)?,
             _ => return config_err!("there is no setting aubade.{key}; SHOW ALL lists the settings"),
         }
@@ -130,6 +138,11 @@ impl ExtensionOptions for AubadeOptions {
             ),
             entry("plan_cache", self.plan_cache.to_string(), "Whether plans of queries are kept for the next time"),
             entry(
+                "replan_factor",
+                self.replan_factor.to_string(),
+                "Times by which the rows of tables may change before a plan that is kept is made again",
+            ),
+            entry(
                 "buffer_pool",
                 self.buffer_pool.to_string(),
                 "Whether scans use the buffer pool of the coordinator, and fill it",
@@ -148,6 +161,13 @@ fn switch(key: &str, value: &str) -> Result<bool> {
         "true" | "on" => Ok(true),
         "false" | "off" => Ok(false),
         _ => config_err!("aubade.{key} is on or off, and not '{value}'"),
+    }
+}
+
+fn factor(key: &str, value: &str) -> Result<u64> {
+    match value.parse() {
+        Ok(times) if times > 0 => Ok(times),
+        _ => config_err!("aubade.{key} is a whole number of at least 1, and not '{value}'"),
     }
 }
 
@@ -178,6 +198,11 @@ pub fn plan_cache_enabled(config: &ConfigOptions) -> bool {
     config.extensions.get::<AubadeOptions>().is_none_or(|options| options.plan_cache)
 }
 
+/// Times by which tables may change before plans are made again, by the settings of the session.
+pub fn replan_factor(config: &ConfigOptions) -> u64 {
+    config.extensions.get::<AubadeOptions>().map_or(REPLAN_FACTOR, |options| options.replan_factor)
+}
+
 /// Whether scans use the buffer pool, by the settings of the session.
 pub fn buffer_pool_enabled(config: &ConfigOptions) -> bool {
     config.extensions.get::<AubadeOptions>().is_none_or(|options| options.buffer_pool)
@@ -201,6 +226,13 @@ mod tests {
         assert_eq!(pushdown(&options), Pushdown::Off);
         let error = options.set("aubade.pushdown", "sideways").unwrap_err();
         assert!(error.to_string().contains("auto, on or off"), "{error}");
+        assert_eq!(replan_factor(&options), 10);
+        options.set("aubade.replan_factor", "3").unwrap();
+        assert_eq!(replan_factor(&options), 3);
+        for value in ["0", "-1", "2.5", "many"] {
+            let error = options.set("aubade.replan_factor", value).unwrap_err();
+            assert!(error.to_string().contains("a whole number of at least 1"), "{error}");
+        }
         options.set("aubade.broadcast_bytes", "0").unwrap();
         assert_eq!(broadcast_bytes(&options), 0);
         let error = options.set("aubade.broadcast_bytes", "4 MiB").unwrap_err();

@@ -1,10 +1,12 @@
-//! A bounded cache that forgets what nobody asked for in a while, by the clock of the environment.
+//! A bounded cache that forgets what nobody asked for in a while, by the clock of the environment, and what is of an
+//! older schema.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use aubade_environment::Clock;
+use aubade_proto::Version;
 use moka::sync::Cache;
 
 use super::PlanKey;
@@ -27,10 +29,12 @@ struct Aging<V> {
 }
 
 impl<V: Clone + Send + Sync + 'static> IdleCache<V> {
-    /// An empty cache of at most `entries`, each of which goes once nobody has asked for it for `age`.
+    /// An empty cache of at most `entries`, of which long ones count as several ([`PlanKey::weight`]). Each goes once nobody
+    /// has asked for it for `age`.
     pub(super) fn new(entries: u64, age: Duration, clock: Arc<dyn Clock>) -> Self {
         let swept_nanos = AtomicU64::new(nanos(clock.now()));
-        Self { entries: Cache::new(entries), clock, age_nanos: nanos(age), swept_nanos }
+        let entries = Cache::builder().max_capacity(entries).weigher(|key: &PlanKey, _| key.weight()).build();
+        Self { entries, clock, age_nanos: nanos(age), swept_nanos }
     }
 
     /// The value of `key`, which stays for as long again.
@@ -60,6 +64,16 @@ impl<V: Clone + Send + Sync + 'static> IdleCache<V> {
     /// Forgets all values.
     pub(super) fn clear(&self) {
         self.entries.invalidate_all();
+        // Until then it only does not find them.
+        self.entries.run_pending_tasks();
+    }
+
+    /// Forgets what is of an older schema. Nobody can ask for it any more, and it would keep newer values out as long as
+    /// these were not asked for more often.
+    pub(super) fn forget_before(&self, schema_version: Version) {
+        let old = self.entries.iter().filter(|(key, _)| key.schema_version < schema_version);
+        old.for_each(|(key, _)| self.entries.invalidate(key.as_ref()));
+        self.entries.run_pending_tasks();
     }
 
     /// All keys and values; that they are looked at keeps none of them.
@@ -96,8 +110,6 @@ fn nanos(time: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use aubade_proto::Version;
-
     use super::*;
     use crate::manual_clock::ManualClock;
     use crate::plan_cache::Lookup;

@@ -9,7 +9,9 @@ use datafusion::sql::sqlparser::dialect::{GenericDialect, dialect_from_str};
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::tokenizer::{Location, Token, Tokenizer, Word};
 
-use crate::limits::{PLAN_KEY_BYTES_MAX, PLAN_KEY_TEXT_BYTES_MAX};
+use crate::limits::{
+    PLAN_CACHE_ENTRY_PARAMETER_BYTES, PLAN_CACHE_ENTRY_WORDS, PLAN_KEY_BYTES_MAX, PLAN_KEY_TEXT_BYTES_MAX,
+};
 use crate::session::{Parameters, Settings, Template};
 
 /// The words of a query, however they are spaced and commented, with the values of its parameters and all else that
@@ -58,6 +60,13 @@ impl PlanKey {
 
     pub(super) fn parameter_count(&self) -> usize {
         self.parameters.len()
+    }
+
+    /// How many plans of statements of usual length this one counts for: what a plan takes grows with its statement.
+    pub(super) fn weight(&self) -> u32 {
+        let parameters = self.parameters.iter().map(|(_, _, value)| value.size()).sum::<usize>();
+        let more = self.tokens.len() / PLAN_CACHE_ENTRY_WORDS + parameters / PLAN_CACHE_ENTRY_PARAMETER_BYTES;
+        u32::try_from(more).unwrap_or(u32::MAX).saturating_add(1)
     }
 }
 

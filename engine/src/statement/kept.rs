@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use aubade_planner::kept_plan::{optimize_shared, with_values};
 use aubade_planner::pipeline::finish_plan;
-use aubade_planner::{Binding, KeptPlan, Opaque, PlanTemplate, plan_cache_enabled};
+use aubade_planner::{Binding, KeptPlan, Opaque, PlanTemplate, plan_cache_enabled, replan_factor};
 use aubade_proto::{Error, Result};
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::LogicalPlan;
@@ -101,7 +101,7 @@ async fn again(
         entry.count_hit(true, context.now().saturating_sub(started));
         return Ok(Some(planned));
     }
-    let over = entry.plan().over(snapshot, &access).map_err(|error| context.improve(error))?;
+    let over = entry.plan().over(snapshot, &access, replan_factor(config)).map_err(|error| context.improve(error))?;
     let Some(plan) = over.map(Opaque::new) else {
         context.engine().plans().remove(key);
         return Ok(None);
@@ -124,7 +124,8 @@ async fn of_shape(
         entry.count_hit(true, context.now().saturating_sub(started));
         return Ok(Some((plan, None)));
     }
-    let over = entry.plan().over(snapshot, &context.engine().access()).map_err(|error| context.improve(error))?;
+    let (access, factor) = (context.engine().access(), replan_factor(context.template.state.config().options()));
+    let over = entry.plan().over(snapshot, &access, factor).map_err(|error| context.improve(error))?;
     let Some(plan) = over else {
         plans.remove(&shape.key);
         return Ok(None);
@@ -264,7 +265,7 @@ async fn plan_physically(
     let Some(template) = template else { return Ok((finish_plan(plan, config).map_err(failed)?, None)) };
     let plan = template.finish(plan, context.snapshot(), config).map_err(failed)?;
     if let Some((shared, binding)) = of_shape {
-        shared.learn(&template, binding);
+        shared.learn(&template, binding, replan_factor(config));
     }
     Ok((plan, own.and_then(|own| own.set_template(template))))
 }

@@ -54,6 +54,59 @@ async fn a_full_cache_keeps_what_is_asked_for() {
 }
 
 #[tokio::test]
+async fn plans_of_an_older_schema_leave_room_for_those_of_the_newer() {
+    let db = open(Some(8), None).await.unwrap();
+    let all = |value: i64| format!("SELECT max(a) + {value} FROM t");
+    for round in 0..6 {
+        for value in 0..8 {
+            assert_eq!(hits(&db, &all(value), &(100 + value).to_string()).await, round > 0, "{round} {value}");
+        }
+    }
+    db.run(&["CREATE TABLE other AS SELECT 1 AS a"]).await;
+    for round in 0..2 {
+        for value in 0..8 {
+            assert_eq!(hits(&db, &all(value), &(100 + value).to_string()).await, round > 0, "{round} {value}");
+        }
+    }
+    let of_one_schema = "SELECT count(DISTINCT schema_version), count(*) <= 8 FROM system.plan_cache";
+    assert_eq!(db.rows(of_one_schema).await, ["1 | true"]);
+}
+
+#[tokio::test]
+async fn plans_of_long_statements_count_as_several() {
+    let db = open(Some(8), None).await.unwrap();
+    // Each has 2,000 numbers with as many commas.
+    let long = |first: i64| {
+        let numbers: Vec<String> = (first..first + 2_000).map(|number| number.to_string()).collect();
+        format!("SELECT count(*) FROM t WHERE a * 2 + b IN ({})", numbers.join(", "))
+    };
+    for first in 0..6 {
+        db.rows(&long(first * 10_000)).await;
+    }
+    assert_eq!(db.rows("SELECT count(*) <= 1 FROM system.plan_cache").await, ["true"]);
+    db.run(&["DISCARD PLANS"]).await;
+    for first in 0..6 {
+        db.rows(&format!("SELECT max(a) + {first} FROM t")).await;
+    }
+    assert_eq!(db.rows("SELECT count(*) FROM system.plan_cache").await, ["6"]);
+}
+
+#[tokio::test]
+async fn how_much_tables_may_grow_is_set() {
+    let db = open(None, None).await.unwrap();
+    let sql = "SELECT count(b) FROM t";
+    assert!(!hits(&db, sql, "100").await);
+    db.run(&["INSERT INTO t SELECT value, 1 FROM generate_series(1, 300)"]).await;
+    assert!(hits(&db, sql, "400").await, "four times as large");
+    db.run(&["SET aubade.replan_factor = 2", "INSERT INTO t SELECT value, 1 FROM generate_series(1, 50)"]).await;
+    assert!(!hits(&db, sql, "450").await, "settings are a part of the key");
+    db.run(&["INSERT INTO t SELECT value, 1 FROM generate_series(1, 150)"]).await;
+    assert!(hits(&db, sql, "600").await);
+    db.run(&["INSERT INTO t SELECT value, 1 FROM generate_series(1, 600)"]).await;
+    assert!(!hits(&db, sql, "1200").await, "more than twice as large as when it was planned");
+}
+
+#[tokio::test]
 async fn without_entries_every_statement_is_planned() {
     let db = open(Some(0), None).await.unwrap();
     db.run(&["PREPARE q AS SELECT max(a) FROM t WHERE b = $1"]).await;
