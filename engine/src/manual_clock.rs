@@ -4,24 +4,24 @@ use std::time::Duration;
 
 use aubade_environment::{Clock, SystemClock};
 use futures::future::BoxFuture;
-use parking_lot::Mutex;
+use tokio::sync::watch;
 
-/// Its time passes only when it is told so; sleeps take as long as they take.
+/// Its time passes, for sleeps too, only when it is told so.
 #[derive(Debug, Default)]
 pub(crate) struct ManualClock {
-    now: Mutex<Duration>,
+    now: watch::Sender<Duration>,
     system: SystemClock,
 }
 
 impl ManualClock {
     pub(crate) fn advance(&self, by: Duration) {
-        *self.now.lock() += by;
+        self.now.send_modify(|now| *now += by);
     }
 }
 
 impl Clock for ManualClock {
     fn now(&self) -> Duration {
-        *self.now.lock()
+        *self.now.borrow()
     }
 
     fn unix_millis(&self) -> u64 {
@@ -29,6 +29,10 @@ impl Clock for ManualClock {
     }
 
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
-        self.system.sleep(duration)
+        let (mut time, end) = (self.now.subscribe(), self.now() + duration);
+        Box::pin(async move {
+            // Fails once the clock is gone: then nobody tells any more.
+            let _ = time.wait_for(|now| *now >= end).await;
+        })
     }
 }

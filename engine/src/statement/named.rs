@@ -139,10 +139,17 @@ impl Call {
         if types.len() != self.values.len() {
             return Parameters::from_values(&self.values);
         }
-        let typed = self.values.iter().zip(types);
-        let cast = typed.map(|(value, data_type)| value.cast_to(data_type).map_err(Error::from_datafusion));
-        Parameters::from_values(&cast.collect::<Result<Vec<_>>>()?)
+        let typed = self.values.iter().zip(types).map(|(value, data_type)| typed(value, data_type));
+        Parameters::from_values(&typed.collect::<Result<Vec<_>>>()?)
     }
+}
+
+/// A value in the type of a parameter, or as it is where that would make another one of it: 3.5 is compared with whole
+/// numbers as it would be if it stood in the statement.
+fn typed(value: &ScalarValue, data_type: &DataType) -> Result<ScalarValue> {
+    let cast = value.cast_to(data_type).map_err(Error::from_datafusion)?;
+    let is_same = cast.cast_to(&value.data_type()).is_ok_and(|back| back == *value);
+    Ok(if is_same { cast } else { value.clone() })
 }
 
 /// Runs an EXECUTE; its plan is kept like that of a statement which is sent with its parameters.

@@ -6,7 +6,7 @@ use std::ops::Range;
 use async_trait::async_trait;
 use aubade_catalog::NodeEntry;
 use aubade_catalog::snapshot::Table;
-use aubade_environment::{Clock, Environment, TaskGroup};
+use aubade_environment::{Environment, TaskGroup};
 use aubade_proto::{
     CallHeader, Epoch, NodeInfo, PutReceipt, ScanRequest, SegmentDescription, SegmentId, SegmentId as Id,
 };
@@ -15,11 +15,11 @@ use bytes::Bytes;
 use futures::future::{join_all, select};
 use futures::poll;
 use parking_lot::Mutex;
-use tokio::sync::watch;
 
 use super::*;
 use crate::buffer_pool::BufferPoolPolicy;
 use crate::cluster::Member;
+use crate::manual_clock::ManualClock;
 use crate::memory_pool::Lender;
 use crate::query::QueryRun;
 use crate::statement::tests::Database;
@@ -88,27 +88,6 @@ impl StorageClient for NotingClient {
 
     async fn seal(&self, _: &CallHeader) -> Result<Epoch> {
         Err(refused())
-    }
-}
-
-/// A clock that stands still unless it is told to go on.
-#[derive(Debug)]
-struct ManualClock(watch::Sender<Duration>);
-
-impl Clock for ManualClock {
-    fn now(&self) -> Duration {
-        *self.0.borrow()
-    }
-
-    fn unix_millis(&self) -> u64 {
-        0
-    }
-
-    fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
-        let (mut time, end) = (self.0.subscribe(), self.now() + duration);
-        Box::pin(async move {
-            time.wait_for(|now| *now >= end).await.unwrap();
-        })
     }
 }
 
@@ -225,7 +204,7 @@ struct Loading {
 
 impl Loading {
     async fn new(db: &Database) -> Self {
-        let clock = Arc::new(ManualClock(watch::Sender::default()));
+        let clock = Arc::new(ManualClock::default());
         let environment = Environment { clock: Arc::clone(&clock) as _, ..db.engine.environment().clone() };
         let mut filled = Filled::in_environment(db, environment.clone()).await;
         let queries = QueryLog::default();
@@ -257,7 +236,7 @@ impl Loading {
     /// The same some time later, at which the loader has looked more than once.
     async fn loaded_after(&mut self, time: Duration) -> usize {
         for _ in 0..10 {
-            self.clock.0.send_modify(|now| *now += time / 10);
+            self.clock.advance(time / 10);
             self.loaded().await;
         }
         self.loaded().await
@@ -293,10 +272,10 @@ async fn a_load_of_what_is_here_already_does_not_make_the_next_one_come_sooner()
     let mut loading = Loading::new(&db).await;
     assert_eq!(loading.loaded().await, 0);
     // The first load takes as long as a pause.
-    loading.clock.0.send_modify(|now| *now += BUFFER_POOL_PAUSE_MIN);
+    loading.clock.advance(BUFFER_POOL_PAUSE_MIN);
     assert!(poll!(&mut loading.run).is_pending());
     assert_eq!(loading.filled.reads.lock().len(), 1);
-    loading.clock.0.send_modify(|now| *now += BUFFER_POOL_PAUSE_MIN);
+    loading.clock.advance(BUFFER_POOL_PAUSE_MIN);
     assert_eq!(loading.loaded().await, 1);
     // Somebody else loads the second segment before its turn comes.
     let second = loading.filled.table.segments.get(1..2).unwrap();

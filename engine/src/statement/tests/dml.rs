@@ -53,6 +53,33 @@ async fn prepare_tells_columns_and_parameters() {
 }
 
 #[tokio::test]
+async fn values_of_execute_are_not_cut() {
+    let db = Database::open().await;
+    db.run(&["CREATE TABLE t AS SELECT value AS a, CAST(value AS DECIMAL(10, 2)) AS c, \
+         CAST(to_timestamp_seconds(1704067200 + value * 86400) AS DATE) AS d FROM generate_series(1, 10)"])
+        .await;
+    for (condition, value) in [
+        ("a < $1", "3.5"),
+        ("a = $1", "3.7"),
+        ("a = $1", "4.0"),
+        ("a = $1", "'4'"),
+        ("c < $1", "3.005"),
+        ("c = $1", "3"),
+        ("d = $1", "timestamp '2024-01-04T12:00:00'"),
+        ("d = $1", "timestamp '2024-01-04T00:00:00'"),
+        ("d > $1", "'2024-01-04'"),
+    ] {
+        let sql = format!("SELECT count(*), min(a) FROM t WHERE {condition}");
+        let expected = db.rows(&sql.replace("$1", value)).await;
+        db.run(&[&format!("PREPARE p AS {sql}")]).await;
+        for _ in 0..3 {
+            assert_eq!(db.rows(&format!("EXECUTE p({value})")).await, expected, "{condition} {value}");
+        }
+        db.run(&["DEALLOCATE p"]).await;
+    }
+}
+
+#[tokio::test]
 async fn parameters_bind_in_order_whatever_their_type() {
     let db = Database::open().await;
     db.run(&["CREATE TABLE t AS SELECT value AS a FROM generate_series(1, 10)"]).await;

@@ -69,7 +69,7 @@ async fn plans_of_an_older_schema_leave_room_for_those_of_the_newer() {
         }
     }
     let of_one_schema = "SELECT count(DISTINCT schema_version), count(*) <= 8 FROM system.plan_cache";
-    assert_eq!(db.rows(of_one_schema).await, ["1 | true"]);
+    assert_eq!(db.rows(of_one_schema).await, ["1|true"]);
 }
 
 #[tokio::test]
