@@ -23,6 +23,10 @@ const EXCHANGE: &str = "RepartitionExec[";
 const CONTENT_WITH_LESS: [&str; 5] =
     ["NestedLoopJoinLoad[", "SMJStream[", OPTIONAL_CONSUMERS[0], OPTIONAL_CONSUMERS[1], OPTIONAL_CONSUMERS[2]];
 
+/// Bytes below which it is no use to spill what a consumer holds: about what an aggregate has to have for a batch of wide
+/// groups, and cannot give away.
+const SPILLED_BYTES_MIN: usize = 4 << 20;
+
 /// Whoever can do with less memory, for as long as queries would fail without it.
 pub(crate) trait Lender: fmt::Debug + Send + Sync {
     /// Gives up so many bytes; `false`, and nothing is given up, where it has not got them.
@@ -223,8 +227,8 @@ impl MemoryPool for HeadroomPool {
         }
         let mut elastic = self.elastic.lock();
         let available = elastic.available(consumer, self.elastic_bytes_max);
-        // One that holds nothing has nothing to spill: refused its first rows, it can only fail. A sort has its share.
-        let can_only_fail = reservation.size() == 0 && sort_partition(consumer).is_none();
+        // One that holds little has next to nothing to spill: refused more, it can only fail. A sort has its share.
+        let can_only_fail = reservation.size() < SPILLED_BYTES_MIN && sort_partition(consumer).is_none();
         if additional > available && !can_only_fail {
             return Err(DataFusionError::ResourcesExhausted(format!(
                 "Failed to allocate additional {} for {} with {} already allocated for this reservation - {} of the \
@@ -340,22 +344,25 @@ mod tests {
     }
 
     #[test]
-    fn what_has_nothing_to_spill_borrows_too() {
-        let purse = Arc::new(Purse(Mutex::new(300)));
-        let pool: Arc<dyn MemoryPool> = Arc::new(HeadroomPool::new(1200, Some(Arc::clone(&purse) as _)));
+    fn what_has_little_to_spill_borrows_too() {
+        const MIB: usize = 1 << 20;
+        let purse = Arc::new(Purse(Mutex::new(10 * MIB)));
+        let pool: Arc<dyn MemoryPool> = Arc::new(HeadroomPool::new(24 * MIB, Some(Arc::clone(&purse) as _)));
         let aggregate = |name: &str| MemoryConsumer::new(name).with_can_spill(true).register(&pool);
         let (first, second, third) = (aggregate("Aggregate[0]"), aggregate("Aggregate[1]"), aggregate("Aggregate[2]"));
         let fixed = MemoryConsumer::new("a").register(&pool);
-        first.try_grow(400).unwrap();
-        second.try_grow(400).unwrap();
-        fixed.try_grow(300).unwrap();
-        second.try_grow(1).unwrap_err();
-        third.try_grow(150).unwrap();
-        assert_eq!(*purse.0.lock(), 250);
-        third.try_grow(1).unwrap_err();
+        first.try_grow(7 * MIB).unwrap();
+        second.try_grow(7 * MIB).unwrap();
+        fixed.try_grow(8 * MIB).unwrap();
+        second.try_grow(3 * MIB).unwrap_err();
+        third.try_grow(3 * MIB).unwrap();
+        assert_eq!(*purse.0.lock(), 9 * MIB);
+        third.try_grow(2 * MIB).unwrap();
+        assert_eq!(*purse.0.lock(), 7 * MIB);
+        third.try_grow(MIB).unwrap_err();
         third.free();
-        third.try_grow(401).unwrap_err();
-        assert_eq!(*purse.0.lock(), 300);
+        assert_eq!(*purse.0.lock(), 10 * MIB);
+        third.try_grow(13 * MIB).unwrap_err();
         drop((first, second, fixed));
         assert_eq!(pool.reserved(), 0);
     }

@@ -10,11 +10,14 @@ use datafusion::physical_plan::ExecutionPlan;
 
 use crate::rewrite::{
     BroadcastJoins, CodeGroupKeys, CollectJoinKeys, KeepStates, PushFragment, PushHaving, PushReduction, Pushable,
-    ShareScans, SmallerBuildSides, UnorderedGroupingSets, YieldingJoins,
+    ShareScans, SmallerBuildSides, UnambiguousPushdown, UnorderedGroupingSets, YieldingJoins,
 };
 
 pub(crate) type Rule = Arc<dyn PhysicalOptimizerRule + Send + Sync>;
 type Rules = Vec<Rule>;
+
+/// What the names of DataFusion's two rules begin with that hand filters down.
+const FILTER_PUSHDOWN: &str = "FilterPushdown";
 
 /// The rules in their order, and how many of them are the first ones.
 struct Pipeline {
@@ -30,6 +33,11 @@ static PIPELINE: LazyLock<Pipeline> = LazyLock::new(Pipeline::new);
 impl Pipeline {
     fn new() -> Self {
         let mut rules = PhysicalOptimizer::new().rules;
+        for rule in &mut rules {
+            if rule.name().starts_with(FILTER_PUSHDOWN) {
+                *rule = Arc::new(UnambiguousPushdown::new(Arc::clone(rule)));
+            }
+        }
         let position = |rules: &Rules, name: &str| rules.iter().position(|rule| rule.name() == name);
         let pushable = Arc::new(Pushable::new());
         rules.insert(0, Arc::new(UnorderedGroupingSets));
@@ -40,7 +48,7 @@ impl Pipeline {
         let combining = position(&rules, "CombinePartialFinalAggregate").unwrap_or(rules.len());
         rules.insert(combining, Arc::new(PushReduction::new(Arc::clone(&pushable))));
         rules.insert(combining + 1, Arc::new(PushHaving::new(Arc::clone(&pushable))));
-        let linking = rules.iter().rposition(|rule| rule.name().starts_with("FilterPushdown")).unwrap_or(rules.len());
+        let linking = rules.iter().rposition(|rule| rule.name().starts_with(FILTER_PUSHDOWN)).unwrap_or(rules.len());
         rules.push(Arc::new(ShareScans));
         rules.push(Arc::new(CollectJoinKeys::new(Arc::clone(&pushable))));
         rules.push(Arc::new(BroadcastJoins::new(pushable)));
@@ -64,6 +72,8 @@ pub(crate) fn is_check(rule: &Rule) -> bool {
 /// [`PushFragment`] comes before any rule that looks at statistics or puts an operator in between: filters are in the
 /// scans when join orders are chosen, and no repartitioning separates the two yet. What later rules push down still
 /// arrives: `LimitPushdown` gives limits to the scan by `with_fetch`, `ProjectionPushdown` hands over columns.
+///
+/// [`UnambiguousPushdown`] is around each `FilterPushdown`.
 ///
 /// [`SmallerBuildSides`] comes directly after `join_selection`, which it corrects.
 ///

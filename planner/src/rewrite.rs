@@ -13,6 +13,7 @@ pub mod push_reduction;
 pub mod pushable;
 pub mod share_scans;
 pub mod smaller_build_sides;
+pub mod unambiguous_pushdown;
 pub mod unordered_grouping_sets;
 pub mod yielding_joins;
 
@@ -27,5 +28,6 @@ pub use push_reduction::PushReduction;
 pub use pushable::Pushable;
 pub use share_scans::ShareScans;
 pub use smaller_build_sides::SmallerBuildSides;
+pub use unambiguous_pushdown::UnambiguousPushdown;
 pub use unordered_grouping_sets::UnorderedGroupingSets;
 pub use yielding_joins::YieldingJoins;

@@ -29,7 +29,8 @@ use crate::scan_exec::StorageScanExec;
 ///
 /// That filter is about all keys of a join at once. Where these come from several scans no scan can have it: then each
 /// scan has the keys of its own columns. In q5 of TPC-H the suppliers of a region cut down both customers, by their
-/// nations, and lines, by their suppliers, though they join only what these two make.
+/// nations, and lines, by their suppliers, though they join only what these two make. So it is with joins above two columns
+/// of one name, which have no filter of DataFusion's ([`super::UnambiguousPushdown`]).
 #[derive(Debug)]
 pub struct CollectJoinKeys {
     pushable: Arc<Pushable>,
@@ -46,7 +47,9 @@ impl CollectJoinKeys {
         let drops_others = matches!(join.join_type(), JoinType::Inner | JoinType::LeftSemi | JoinType::RightSemi);
         let nulls_equal = join.null_equality() == NullEquality::NullEqualsNull || join.null_aware;
         let mut apart = Vec::new();
-        if !drops_others || nulls_equal || join.on().len() < 2 {
+        // The filter of a single key has been where it could go, where there was one.
+        let was_tried = join.on().len() < 2 && !join.dynamic_expressions_produced().is_empty();
+        if !drops_others || nulls_equal || was_tried {
             return Ok(apart);
         }
         for (build, probe) in join.on() {

@@ -269,3 +269,54 @@ async fn explain_analyze_verbose_tells_what_each_node_did() {
     let brief = db.rows("EXPLAIN ANALYZE SELECT a FROM t WHERE a > 90").await.concat();
     assert!(!brief.contains("nodes=[") && brief.contains("hedges=0"), "{brief}");
 }
+
+/// DataFusion 55 finds the column of a filter below a join by its name: the country of a shop was looked for among those
+/// of customers.
+#[tokio::test]
+async fn columns_of_one_name_are_told_apart_below_joins() {
+    let db = Database::open().await;
+    db.run(&[
+        "CREATE TABLE sales AS SELECT value AS id, value % 2000 AS customer_id, value % 70 AS shop_id FROM generate_series(1, 50000)",
+        "CREATE TABLE customers AS SELECT value AS id, value % 10 AS country_id FROM generate_series(0, 1999)",
+        "CREATE TABLE shops AS SELECT value AS id, (value / 7) % 10 AS country_id FROM generate_series(0, 69)",
+        "CREATE TABLE countries AS SELECT value AS id, 'c' || value AS name FROM generate_series(0, 9)",
+        "CREATE TABLE orders AS SELECT value AS id, value % 100 AS status FROM generate_series(1, 1000)",
+        "CREATE TABLE a AS SELECT value AS x, value % 7 AS z FROM generate_series(1, 1000)",
+        "CREATE TABLE b AS SELECT value AS y, value * 3 + 1000 AS x FROM generate_series(1, 1000)",
+        "CREATE TABLE kinds AS SELECT value AS id, 'k' || value AS name FROM generate_series(1, 20)",
+        "CREATE TABLE returns AS SELECT value * 7 AS order_id, value % 5 AS status FROM generate_series(1, 100)",
+    ])
+    .await;
+    let joined = "FROM sales s JOIN customers c ON c.id = s.customer_id JOIN shops t ON t.id = s.shop_id";
+    let by_name = format!(
+        "SELECT count(*) {joined} JOIN countries x ON x.id = c.country_id JOIN countries y ON y.id = t.country_id \
+         WHERE x.name = 'c5' AND y.name = 'c2'"
+    );
+    let among = |name: &str| format!("(SELECT id FROM countries WHERE name = '{name}')");
+    let by_list =
+        format!("SELECT count(*) {joined} WHERE c.country_id IN {} AND t.country_id IN {}", among("c5"), among("c2"));
+    let few = "(SELECT id, max(status) AS status FROM orders GROUP BY id HAVING max(status) < 50) o";
+    let not_returned =
+        format!("SELECT sum(o.status) FROM returns r RIGHT JOIN {few} ON r.order_id = o.id WHERE r.status IS NULL");
+    let first = format!("SELECT s.id {joined} ORDER BY t.country_id DESC, s.id LIMIT 1");
+    // The key of the one side has the name of another column of the other.
+    let crossed = "SELECT count(*), min(s.x) FROM kinds k JOIN (SELECT * FROM a WHERE EXISTS (SELECT 1 FROM b WHERE b.y = a.x \
+                   AND b.x <> a.z)) s ON s.x = k.id WHERE k.name = 'k7'";
+    for pushdown in ["auto", "on", "off"] {
+        db.run(&[&format!("SET aubade.pushdown = {pushdown}")]).await;
+        for (sql, expected) in [
+            (&by_name, "715"),
+            (&by_list, "715"),
+            (&not_returned, "11025"),
+            (&first, "63"),
+            (&crossed.to_owned(), "1|7"),
+        ] {
+            assert_eq!(db.rows(sql).await, [expected], "{pushdown}: {sql}");
+        }
+    }
+    db.run(&["SET aubade.pushdown = auto"]).await;
+    let plan = db.rows(&format!("EXPLAIN FORMAT INDENT {by_name}")).await.join("\n");
+    let has_keys =
+        |table: &str| plan.lines().any(|line| line.contains(table) && line.contains("join keys of country_id"));
+    assert!(has_keys("table=public.customers") && has_keys("table=public.shops"), "{plan}");
+}
