@@ -353,18 +353,20 @@ mod tests {
         let fixed = MemoryConsumer::new("a").register(&pool);
         first.try_grow(7 * MIB).unwrap();
         second.try_grow(7 * MIB).unwrap();
-        fixed.try_grow(8 * MIB).unwrap();
-        second.try_grow(3 * MIB).unwrap_err();
+        // Two thirds are nearly used up, and it has nothing to spill.
         third.try_grow(3 * MIB).unwrap();
-        assert_eq!(*purse.0.lock(), 9 * MIB);
+        first.try_grow(MIB).unwrap_err();
         third.try_grow(2 * MIB).unwrap();
-        assert_eq!(*purse.0.lock(), 7 * MIB);
         third.try_grow(MIB).unwrap_err();
-        third.free();
         assert_eq!(*purse.0.lock(), 10 * MIB);
-        third.try_grow(13 * MIB).unwrap_err();
-        drop((first, second, fixed));
-        assert_eq!(pool.reserved(), 0);
+        fixed.try_grow(8 * MIB).unwrap();
+        assert_eq!(*purse.0.lock(), 7 * MIB);
+        let fourth = aggregate("Aggregate[3]");
+        fourth.try_grow(30 * MIB).unwrap_err();
+        fourth.try_grow(6 * MIB).unwrap();
+        assert_eq!(*purse.0.lock(), MIB);
+        drop((first, second, third, fourth, fixed));
+        assert_eq!((*purse.0.lock(), pool.reserved()), (10 * MIB, 0));
     }
 
     #[test]

@@ -35,8 +35,6 @@ pub(super) struct Runnable {
     pub(super) prepared: Arc<Prepared>,
     /// Its bound parameters, one row per run.
     pub(super) parameters: Option<RecordBatch>,
-    /// Whether a client was told the columns of its result together with the ticket for it.
-    pub(super) is_told: bool,
     /// Ends its runs from another call.
     pub(super) cancel: CancellationToken,
 }
@@ -105,7 +103,6 @@ impl PreparedHandle {
             session: self.session.clone(),
             prepared: Arc::clone(&state.prepared),
             parameters: state.parameters.clone(),
-            is_told: false,
             cancel: state.cancel.child_token(),
         }
     }

@@ -29,17 +29,8 @@ pub(super) struct Running {
 /// other, and the results follow each other in one stream.
 ///
 /// # Errors
-/// Those of the statement before its first row; `Cancelled` when another call ended it; `Conflict` where a client was
-/// told other columns with its ticket, which it would compare with those that it gets.
+/// Those of the statement before its first row; `Cancelled` when another call ended it.
 pub(super) async fn start(runnable: &Runnable, options: ExecuteOptions) -> Result<Running> {
-    let running = start_untold(runnable, options).await?;
-    match runnable.is_told && !same_columns(&runnable.prepared.schema, &running.schema) {
-        true => Err(changed("since its ticket was issued")),
-        false => Ok(running),
-    }
-}
-
-async fn start_untold(runnable: &Runnable, options: ExecuteOptions) -> Result<Running> {
     let several = runnable.parameters.as_ref().filter(|batch| runnable.prepared.is_query && batch.num_rows() > 1);
     let Some(parameters) = several.cloned() else {
         return begin(runnable, runnable.parameters.clone(), options).await.map(|(output, columns)| Running {
@@ -109,7 +100,8 @@ async fn next(
 ) -> Result<SendableRecordBatchStream> {
     let (output, columns) = begin(runnable, Some(parameters), options).await?;
     if stream_schema(expected, &columns, output.schema) != *expected {
-        return Err(changed("between two rows of its parameters"));
+        let message = "the columns of the statement have changed between two rows of its parameters";
+        return Err(Error::new(ErrorCode::Conflict, message).hint("run the statement again"));
     }
     Ok(output.stream)
 }
@@ -146,11 +138,6 @@ fn same_columns(one: &Schema, other: &Schema) -> bool {
 fn all_nullable(schema: &Schema) -> SchemaRef {
     let fields = schema.fields().iter().map(|field| field.as_ref().clone().with_nullable(true));
     Arc::new(Schema::new_with_metadata(fields.collect::<Vec<_>>(), schema.metadata().clone()))
-}
-
-fn changed(when: &str) -> Error {
-    let message = format!("the columns of the statement have changed {when}");
-    Error::new(ErrorCode::Conflict, message).hint("run the statement again")
 }
 
 /// What a call says of its run.

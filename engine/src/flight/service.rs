@@ -95,13 +95,8 @@ impl Service {
     }
 
     /// The answer to GetFlightInfo for a statement that is bound: one endpoint, here.
-    fn statement_info(
-        &self,
-        mut runnable: Runnable,
-        descriptor: FlightDescriptor,
-    ) -> Result<Response<FlightInfo>, Status> {
+    fn statement_info(&self, runnable: Runnable, descriptor: FlightDescriptor) -> Result<Response<FlightInfo>, Status> {
         let schema = certain_schema_bytes(&runnable)?;
-        runnable.is_told = runnable.certain_schema().is_some();
         let place = self.early_place(&runnable);
         let command = TicketStatementQuery { statement_handle: self.handles.issue(runnable, place) };
         Ok(flight_info(schema, &command, descriptor))
@@ -110,7 +105,7 @@ impl Service {
     async fn prepare(&self, sql: &str, caller: &Caller) -> Result<Runnable> {
         let session = caller.session()?;
         let prepared = Arc::new(session.prepare(sql).await?);
-        Ok(Runnable { session, prepared, parameters: None, is_told: false, cancel: CancellationToken::new() })
+        Ok(Runnable { session, prepared, parameters: None, cancel: CancellationToken::new() })
     }
 
     /// Runs a statement and streams its result.

@@ -469,7 +469,7 @@ async fn the_pool_gives_way_before_queries_fail() {
         };
         let engine = Engine::open_in_memory(Environment::system(), options).await.unwrap();
         let db = Database { session: engine.session(), engine };
-        db.run(&["CREATE TABLE large AS SELECT value AS a, value * 3 AS b FROM generate_series(1, 200000)"]).await;
+        db.run(&["CREATE TABLE large AS SELECT value AS a, value * 3 AS b FROM generate_series(1, 400000)"]).await;
         db
     };
     // The rows of the build side are more than queries may use.
@@ -481,7 +481,7 @@ async fn the_pool_gives_way_before_queries_fail() {
     db.run(&["CACHE TABLE large"]).await;
     let held = metric(&db, "buffer_pool_bytes").await;
     for _ in 0..2 {
-        assert_eq!(db.rows(sql).await, ["66666"]);
+        assert_eq!(db.rows(sql).await, ["133333"]);
     }
     // Nobody needs it any more.
     until(&db, "SELECT value = 0 FROM system.metrics WHERE name = 'buffer_pool_lent_bytes'").await;
@@ -493,6 +493,6 @@ async fn the_pool_gives_way_before_queries_fail() {
         db.code("SELECT count(*) FROM wide x JOIN wide y ON x.c = y.c AND x.a > y.a - 3").await,
         ErrorCode::OutOfMemory
     );
-    assert_eq!(db.rows(sql).await, ["66666"]);
+    assert_eq!(db.rows(sql).await, ["133333"]);
     db.engine.shutdown().await;
 }
