@@ -94,7 +94,7 @@ pub(crate) const PLAN_CACHE_ENTRY_WORDS: usize = 512;
 pub(crate) const PLAN_CACHE_ENTRY_PARAMETER_BYTES: usize = 16 << 10;
 /// Time after which a plan that nobody asked for is forgotten, where nobody says.
 pub(crate) const PLAN_CACHE_AGE: Duration = Duration::from_secs(3_600);
-/// The longest such time: what nobody asks for in a year is of no use, and moka panics at a thousand of them.
+/// The longest such time: what nobody asks for in a year is of no use.
 pub(crate) const PLAN_CACHE_AGE_MAX: Duration = Duration::from_secs(365 * 24 * 3_600);
 /// Plans in a row from which no plan for other values was learnt, after which none is compared any more.
 pub(crate) const PLAN_CACHE_LESSONS_MAX: u32 = 8;

@@ -7,8 +7,8 @@
 //! any other way, as the end of a month does from its first day, is not the same for others.
 //!
 //! A generic plan has the operators and the order of joins of the first of these plans, whatever the values. It is not
-//! used where these change the estimate of a scan by more than a factor. Segments are pruned by the
-//! values of each run.
+//! used where these change the estimate of a scan by more than a factor (`aubade.replan_factor`). Segments are pruned by
+//! the values of each run.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};

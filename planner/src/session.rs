@@ -35,8 +35,8 @@ pub fn session_config(options: &PlannerOptions) -> SessionConfig {
     let settings = config.options_mut();
     settings.sql_parser.map_string_types_to_utf8view = true;
     settings.optimizer.prefer_hash_join = true;
-    // DataFusion hashes a build side in one piece up to 1 MiB. To move the rows of both sides to the partitions of their
-    // keys takes longer up to a few times that, and the other side is mostly the larger one.
+    // DataFusion hashes a build side in one piece up to 1 MiB. Where it does, no rows are moved to the partitions of their
+    // keys: neither its own nor those of the other side, which is mostly the larger one.
     settings.optimizer.hash_join_single_partition_threshold = 8 << 20;
     // DataFusion 55 panics in it where a group key is NaN.
     settings.optimizer.enable_topk_aggregation = false;

@@ -23,7 +23,8 @@ const DENSE: f64 = 0.6;
 const USELESS: f64 = 0.95;
 /// Rows after which that is decided.
 const USELESS_ROWS: u64 = 8_192;
-/// Pieces of a row group that such a stage is not asked about after each one of which it has let that many rows pass.
+/// Pieces of a row group that such a stage is not asked about after one of which it has let that many rows pass: then it
+/// is asked again, since rows that pass often lie together.
 const USELESS_PIECES: usize = 3;
 
 /// What the row groups read so far say about the next one. It starts anew with every segment, so

@@ -166,8 +166,8 @@ struct GroupStatistics<'a> {
 
 impl<'a> GroupStatistics<'a> {
     /// For each row group, whether it may hold a row that passes; empty where that cannot be told. DataFusion's
-    /// `prune_by_statistics` also finds out which of them hold no other rows, for limits: it makes and simplifies the
-    /// opposite predicate for each file, which takes longer than all of this.
+    /// `prune_by_statistics` also finds out which of them hold no other rows, for limits, and makes and simplifies the
+    /// opposite predicate for that, anew for each file.
     fn admitted(&self, predicate: &PruningPredicate) -> Vec<bool> {
         predicate.prune(self).unwrap_or_else(|error| {
             tracing::debug!(%error, "row groups cannot be pruned by this filter");
