@@ -1,20 +1,23 @@
-//! The order of physical optimiser rules; nothing else orders them.
+//! The order of optimiser rules; nothing else orders them.
 
 use std::sync::{Arc, LazyLock};
 
 use datafusion::common::config::ConfigOptions;
 use datafusion::error::Result;
+use datafusion::optimizer::{Optimizer, OptimizerRule};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::physical_plan::ExecutionPlan;
 
 use crate::rewrite::{
-    BroadcastJoins, CodeGroupKeys, CollectJoinKeys, KeepStates, PushFragment, PushHaving, PushReduction, Pushable,
-    ShareScans, SmallerBuildSides, UnambiguousPushdown, UnorderedGroupingSets, YieldingJoins,
+    AggregateBeforeJoin, BroadcastJoins, CodeGroupKeys, CollectJoinKeys, KeepStates, PushFragment, PushHaving,
+    PushReduction, Pushable, ShareScans, SmallerBuildSides, SoundKeys, SoundLists, UnambiguousPushdown,
+    UnorderedGroupingSets, YieldingJoins,
 };
 
 pub(crate) type Rule = Arc<dyn PhysicalOptimizerRule + Send + Sync>;
 type Rules = Vec<Rule>;
+pub(crate) type LogicalRule = Arc<dyn OptimizerRule + Send + Sync>;
 
 /// What the names of DataFusion's two rules begin with that hand filters down.
 const FILTER_PUSHDOWN: &str = "FilterPushdown";
@@ -58,6 +61,21 @@ impl Pipeline {
         let others = rules.iter().skip(linking).filter(|rule| !is_check(rule));
         Self { linking: others.cloned().collect(), first: linking, rules }
     }
+}
+
+/// DataFusion's logical rules, [`SoundKeys`] and [`SoundLists`] around those that are wrong without them, and then
+/// [`AggregateBeforeJoin`], which looks at tables and joins as the others leave them.
+pub fn logical_optimizer_rules() -> Vec<LogicalRule> {
+    let mut rules = Optimizer::new().rules;
+    for rule in &mut rules {
+        if rule.name() == "simplify_expressions" {
+            *rule = Arc::new(SoundLists::new(Arc::clone(rule)));
+        } else if let Some(sound) = SoundKeys::around(rule) {
+            *rule = Arc::new(sound);
+        }
+    }
+    rules.push(Arc::new(AggregateBeforeJoin));
+    rules
 }
 
 /// Whether a rule only looks at a plan.

@@ -14,8 +14,8 @@ use crate::access::TableAccess;
 use crate::catalog::{CATALOG, SnapshotCatalog};
 use crate::embedded::PlannerOptions;
 use crate::options::AubadeOptions;
-use crate::pipeline::physical_optimizer_rules;
-use crate::rewrite::AggregateBeforeJoin;
+use crate::pipeline::{logical_optimizer_rules, physical_optimizer_rules};
+use crate::rewrite::SoundRelations;
 
 /// The settings that sessions start with; `SET` changes them.
 pub fn session_config(options: &PlannerOptions) -> SessionConfig {
@@ -63,7 +63,8 @@ pub fn session_state(config: SessionConfig, runtime: Arc<RuntimeEnv>) -> Session
         .with_runtime_env(runtime)
         .with_catalog_list(Arc::new(EmptyCatalogProviderList))
         .with_default_features()
-        .with_optimizer_rule(Arc::new(AggregateBeforeJoin))
+        .with_relation_planners(vec![Arc::new(SoundRelations)])
+        .with_optimizer_rules(logical_optimizer_rules())
         .with_physical_optimizer_rules(physical_optimizer_rules())
         .build()
 }

@@ -31,6 +31,7 @@ mod prune;
 mod range;
 mod reader;
 mod reduce;
+mod replaced;
 mod request;
 mod results;
 mod segment;

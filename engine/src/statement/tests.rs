@@ -7,6 +7,7 @@ mod generic_plans;
 mod lifted;
 mod plan_cache;
 mod plan_cache_limits;
+mod sound_rules;
 mod tables;
 mod various;
 mod views;

@@ -5,16 +5,13 @@
 
 mod search;
 
-use std::fmt;
-use std::hash::{Hash, Hasher};
 use std::sync::{Arc, OnceLock};
 
 use arrow::array::{
     Array, ArrayAccessor, ArrayRef, AsArray, BooleanArray, BooleanBufferBuilder, RecordBatch, StringViewArray,
 };
 use arrow::buffer::BooleanBuffer;
-use arrow::datatypes::{DataType, Schema};
-use datafusion::common::internal_datafusion_err;
+use arrow::datatypes::DataType;
 use datafusion::error::Result;
 use datafusion::logical_expr::ColumnarValue;
 use datafusion::physical_expr::PhysicalExpr;
@@ -25,6 +22,8 @@ use regex_automata::Input;
 use regex_automata::meta::{Cache, Regex};
 use regex_automata::util::syntax;
 use search::holding;
+
+use super::replaced::Evaluation;
 
 /// A pattern, compiled when it is first asked.
 #[derive(Debug)]
@@ -88,12 +87,11 @@ fn escaped(text: &str) -> String {
 }
 
 /// A [`LikeExpr`] with its pattern compiled.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct CompiledLike {
-    like: Arc<dyn PhysicalExpr>,
     text: Arc<dyn PhysicalExpr>,
     negated: bool,
-    pattern: Arc<Pattern>,
+    pattern: Pattern,
 }
 
 impl CompiledLike {
@@ -101,9 +99,7 @@ impl CompiledLike {
     pub(super) fn of(expression: &Arc<dyn PhysicalExpr>) -> Option<Self> {
         let like = expression.downcast_ref::<LikeExpr>().filter(|like| !like.case_insensitive())?;
         let pattern = like.pattern().downcast_ref::<Literal>()?.value().try_as_str()??;
-        let pattern = Arc::new(Pattern::of(pattern)?);
-        let (like, text, negated) = (Arc::clone(expression), Arc::clone(like.expr()), like.negated());
-        Some(Self { like, text, negated, pattern })
+        Some(Self { text: Arc::clone(like.expr()), negated: like.negated(), pattern: Pattern::of(pattern)? })
     }
 
     /// Which of the texts that hold the first part match.
@@ -154,68 +150,28 @@ impl CompiledLike {
     }
 }
 
-impl PartialEq for CompiledLike {
-    fn eq(&self, other: &Self) -> bool {
-        self.like.eq(&other.like)
-    }
-}
-
-impl Eq for CompiledLike {}
-
-impl Hash for CompiledLike {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.like.hash(state);
-    }
-}
-
-impl fmt::Display for CompiledLike {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.like.fmt(f)
-    }
-}
-
-impl PhysicalExpr for CompiledLike {
-    fn data_type(&self, input_schema: &Schema) -> Result<DataType> {
-        self.like.data_type(input_schema)
-    }
-
-    fn nullable(&self, input_schema: &Schema) -> Result<bool> {
-        self.like.nullable(input_schema)
-    }
-
-    fn evaluate(&self, batch: &RecordBatch) -> Result<ColumnarValue> {
+impl Evaluation for CompiledLike {
+    fn evaluate(&self, _exact: &Arc<dyn PhysicalExpr>, batch: &RecordBatch) -> Result<Option<ColumnarValue>> {
         let texts = self.text.evaluate(batch)?.into_array(batch.num_rows())?;
-        let Some(matches) = self.matches(&texts) else { return self.like.evaluate(batch) };
+        let Some(matches) = self.matches(&texts) else { return Ok(None) };
         let matches = BooleanArray::new(if self.negated { !&matches } else { matches }, texts.nulls().cloned());
-        Ok(ColumnarValue::Array(Arc::new(matches)))
+        Ok(Some(ColumnarValue::Array(Arc::new(matches))))
     }
 
-    fn children(&self) -> Vec<&Arc<dyn PhysicalExpr>> {
-        vec![&self.like]
-    }
-
-    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn PhysicalExpr>>) -> Result<Arc<dyn PhysicalExpr>> {
-        let like = children.into_iter().next();
-        let like = like.ok_or_else(|| internal_datafusion_err!("a compiled LIKE has one child"))?;
-        Ok(match Self::of(&like) {
-            Some(compiled) => Arc::new(compiled),
-            None => like,
-        })
-    }
-
-    fn fmt_sql(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.like.fmt_sql(f)
+    fn of_other(&self, exact: &Arc<dyn PhysicalExpr>) -> Result<Option<Self>> {
+        Ok(Self::of(exact))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use arrow::array::{LargeStringArray, StringArray};
-    use arrow::datatypes::Field;
+    use arrow::datatypes::{Field, Schema};
     use datafusion::physical_expr::expressions::{Column, lit};
     use datafusion::scalar::ScalarValue;
 
     use super::super::faster::faster;
+    use super::super::replaced::Replaced;
     use super::*;
 
     const TEXTS: [Option<&str>; 13] = [
@@ -281,8 +237,9 @@ mod tests {
                 let column = Arc::new(Column::new("t", 0));
                 let like: Arc<dyn PhysicalExpr> = Arc::new(LikeExpr::new(negated, false, column, lit(literal.clone())));
                 let asked = faster(Arc::clone(&like), &batch.schema()).unwrap();
-                assert_eq!(asked.is::<CompiledLike>(), compiled, "{pattern}");
-                assert!(asked.downcast_ref::<CompiledLike>().is_none_or(|like| like.pattern.regex().is_some()));
+                let replaced = asked.downcast_ref::<Replaced<CompiledLike>>();
+                assert_eq!(replaced.is_some(), compiled, "{pattern}");
+                assert!(replaced.is_none_or(|like| like.by.pattern.regex().is_some()));
                 let rows = batch.num_rows();
                 let expected = like.evaluate(&batch).unwrap().into_array(rows).unwrap();
                 assert_eq!(&asked.evaluate(&batch).unwrap().into_array(rows).unwrap(), &expected, "{like}");

@@ -4,8 +4,6 @@
 //! What a scan over such columns sends need not be, row by row, what a node sends for the segment: it is taken up nowhere
 //! else where it ends early.
 
-use std::fmt;
-use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use arrow::array::{
@@ -26,6 +24,7 @@ use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_expr::utils::{collect_columns, reassign_expr_columns};
 
 use super::faster::faster;
+use super::replaced::Evaluation;
 use super::stages::cannot_fail_itself;
 
 fn is_packed(array: &ArrayRef, declared: &DataType) -> bool {
@@ -101,7 +100,10 @@ impl Part {
     /// The part with what reads nothing but one column of texts in a [`PerText`].
     fn wrapped(self, schema: &Schema) -> DataFusionResult<Arc<dyn PhysicalExpr>> {
         match self.reads {
-            Reads::Text(column) if !self.can_fail => Ok(Arc::new(PerText::new(self.expression, column, schema)?)),
+            Reads::Text(column) if !self.can_fail => {
+                let per_text = PerText::new(&self.expression, column, schema)?;
+                Ok(per_text.in_place_of(self.expression))
+            }
             _ => Ok(self.expression),
         }
     }
@@ -141,8 +143,6 @@ fn parts_over_packed(expression: Arc<dyn PhysicalExpr>, schema: &Schema) -> Data
 /// An expression over one column of texts, or that column.
 #[derive(Debug)]
 struct PerText {
-    /// Over rows.
-    expression: Arc<dyn PhysicalExpr>,
     column: usize,
     /// Over a batch of `schema`, which has nothing but the column.
     over_texts: Arc<dyn PhysicalExpr>,
@@ -152,20 +152,20 @@ struct PerText {
 }
 
 impl PerText {
-    fn new(expression: Arc<dyn PhysicalExpr>, column: usize, schema: &Schema) -> DataFusionResult<Self> {
+    fn new(expression: &Arc<dyn PhysicalExpr>, column: usize, schema: &Schema) -> DataFusionResult<Self> {
         let texts: SchemaRef = Arc::new(Schema::new(vec![schema.field(column).clone().with_nullable(true)]));
         let field = expression.return_field(schema)?;
         Self::over(expression, column, texts, field)
     }
 
     fn over(
-        expression: Arc<dyn PhysicalExpr>,
+        expression: &Arc<dyn PhysicalExpr>,
         column: usize,
         schema: SchemaRef,
         field: FieldRef,
     ) -> DataFusionResult<Self> {
-        let over_texts = faster(reassign_expr_columns(Arc::clone(&expression), &schema)?, &schema)?;
-        Ok(Self { expression, column, over_texts, schema, field })
+        let over_texts = faster(reassign_expr_columns(Arc::clone(expression), &schema)?, &schema)?;
+        Ok(Self { column, over_texts, schema, field })
     }
 
     fn ask(&self, texts: ArrayRef) -> DataFusionResult<ColumnarValue> {
@@ -177,7 +177,7 @@ impl PerText {
 
     fn ask_packed(&self, array: &ArrayRef, packed: &dyn AnyDictionaryArray) -> DataFusionResult<ColumnarValue> {
         let (texts, keys) = (packed.values(), packed.keys());
-        if texts.len() > keys.len() || self.expression.is::<Column>() {
+        if texts.len() > keys.len() || self.over_texts.is::<Column>() {
             let texts = unpacked(array).map_err(|error| internal_datafusion_err!("{error}"))?;
             return self.ask(texts);
         }
@@ -228,65 +228,24 @@ fn told<K: ArrowDictionaryKeyType>(answers: &BooleanArray, keys: &dyn Array, nul
     BooleanArray::new(told, None)
 }
 
-impl PartialEq for PerText {
-    fn eq(&self, other: &Self) -> bool {
-        self.expression.eq(&other.expression)
+impl Evaluation for PerText {
+    fn evaluate(&self, _exact: &Arc<dyn PhysicalExpr>, batch: &RecordBatch) -> DataFusionResult<Option<ColumnarValue>> {
+        let array = batch.columns().get(self.column);
+        let packed = array.and_then(|array| Some((array, array.as_any_dictionary_opt()?)));
+        packed.map(|(array, packed)| self.ask_packed(array, packed)).transpose()
     }
-}
 
-impl Eq for PerText {}
-
-impl Hash for PerText {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.expression.hash(state);
+    fn of_other(&self, exact: &Arc<dyn PhysicalExpr>) -> DataFusionResult<Option<Self>> {
+        let column = collect_columns(exact).into_iter().next().map(|column| column.index());
+        let column = column.ok_or_else(|| internal_datafusion_err!("{exact} reads no column"))?;
+        Self::over(exact, column, Arc::clone(&self.schema), Arc::clone(&self.field)).map(Some)
     }
-}
 
-impl fmt::Display for PerText {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.expression.fmt(f)
-    }
-}
-
-impl PhysicalExpr for PerText {
-    fn data_type(&self, _input_schema: &Schema) -> DataFusionResult<DataType> {
+    fn data_type(&self, _exact: &Arc<dyn PhysicalExpr>, _schema: &Schema) -> DataFusionResult<DataType> {
         Ok(self.field.data_type().clone())
     }
 
-    fn nullable(&self, _input_schema: &Schema) -> DataFusionResult<bool> {
+    fn nullable(&self, _exact: &Arc<dyn PhysicalExpr>, _schema: &Schema) -> DataFusionResult<bool> {
         Ok(self.field.is_nullable())
-    }
-
-    fn return_field(&self, _input_schema: &Schema) -> DataFusionResult<FieldRef> {
-        Ok(Arc::clone(&self.field))
-    }
-
-    fn evaluate(&self, batch: &RecordBatch) -> DataFusionResult<ColumnarValue> {
-        let array = batch.columns().get(self.column);
-        match array.and_then(|array| Some((array, array.as_any_dictionary_opt()?))) {
-            Some((array, packed)) => self.ask_packed(array, packed),
-            None => self.expression.evaluate(batch),
-        }
-    }
-
-    fn children(&self) -> Vec<&Arc<dyn PhysicalExpr>> {
-        vec![&self.expression]
-    }
-
-    /// The same expression, which may read the column from another place.
-    fn with_new_children(
-        self: Arc<Self>,
-        children: Vec<Arc<dyn PhysicalExpr>>,
-    ) -> DataFusionResult<Arc<dyn PhysicalExpr>> {
-        let expression = children.into_iter().next();
-        let expression =
-            expression.ok_or_else(|| internal_datafusion_err!("an expression over texts has one child"))?;
-        let column = collect_columns(&expression).into_iter().next().map(|column| column.index());
-        let column = column.ok_or_else(|| internal_datafusion_err!("{expression} reads no column"))?;
-        Ok(Arc::new(Self::over(expression, column, Arc::clone(&self.schema), Arc::clone(&self.field))?))
-    }
-
-    fn fmt_sql(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.expression.fmt_sql(f)
     }
 }

@@ -3,8 +3,6 @@
 //! DataFusion compares a column once for each side, and where few rows pass the first one it copies these before it asks
 //! for the second.
 
-use std::fmt;
-use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, ArrowPrimitiveType, AsArray, BooleanArray, RecordBatch};
@@ -14,12 +12,13 @@ use arrow::datatypes::{
     TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType,
 };
 use aubade_proto::bits::bits_of;
-use datafusion::common::internal_datafusion_err;
 use datafusion::error::Result;
 use datafusion::logical_expr::{ColumnarValue, Operator};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::{BinaryExpr, Column, Literal};
 use datafusion::scalar::ScalarValue;
+
+use super::replaced::{Evaluation, Replaced};
 
 /// The first and the last value that pass; none where the first is beyond the last.
 #[derive(Clone, Copy, Debug)]
@@ -104,8 +103,6 @@ where
 /// Comparisons of one column with values, all of which have to hold.
 #[derive(Clone, Debug)]
 struct InRange {
-    /// The same as DataFusion evaluates it.
-    exact: Arc<dyn PhysicalExpr>,
     column: Column,
     /// Of the column and of each value.
     data_type: DataType,
@@ -113,45 +110,38 @@ struct InRange {
 }
 
 impl InRange {
-    /// `None` where `expression`, over rows of `schema`, is another one; its parts may be such ranges already.
-    fn of(expression: &Arc<dyn PhysicalExpr>, schema: &Schema) -> Option<Self> {
-        let range = Self::parse(expression)?;
-        let declared = schema.fields().get(range.column.index())?.data_type();
-        (*declared == range.data_type).then_some(range)
-    }
-
+    /// `None` where `expression` is another one; its parts may be such ranges already.
     fn parse(expression: &Arc<dyn PhysicalExpr>) -> Option<Self> {
-        if let Some(range) = expression.downcast_ref::<Self>() {
-            return Some(range.clone());
+        if let Some(range) = expression.downcast_ref::<Replaced<Self>>() {
+            return Some(range.by.clone());
         }
         let binary = expression.downcast_ref::<BinaryExpr>()?;
         let (left, right) = (binary.left(), binary.right());
         if *binary.op() == Operator::And {
-            return Self::parse(left)?.and(&Self::parse(right)?);
+            return Self::parse(left)?.and(Self::parse(right)?);
         }
         let (column, operator, value) = match (left.downcast_ref::<Column>(), right.downcast_ref::<Literal>()) {
             (Some(column), Some(value)) => (column, *binary.op(), value.value()),
             _ => (right.downcast_ref::<Column>()?, binary.op().swap()?, left.downcast_ref::<Literal>()?.value()),
         };
         let bounds = Bounds::of(operator, value)?;
-        Some(Self { exact: Arc::clone(expression), column: column.clone(), data_type: value.data_type(), bounds })
+        Some(Self { column: column.clone(), data_type: value.data_type(), bounds })
     }
 
     /// Both, where they are about the same column.
-    fn and(&self, other: &Self) -> Option<Self> {
+    fn and(self, other: Self) -> Option<Self> {
         if self.column != other.column || self.data_type != other.data_type {
             return None;
         }
-        let bounds = self.bounds.and(other.bounds)?;
-        let exact = BinaryExpr::new(Arc::clone(&self.exact), Operator::And, Arc::clone(&other.exact));
-        Some(Self { exact: Arc::new(exact), bounds, ..self.clone() })
+        Some(Self { bounds: self.bounds.and(other.bounds)?, ..self })
     }
 }
 
 /// `expression`, of which the parts are replaced already, with the comparisons at its end in one range.
 pub(super) fn in_range(expression: &Arc<dyn PhysicalExpr>, schema: &Schema) -> Option<Arc<dyn PhysicalExpr>> {
-    if let Some(range) = InRange::of(expression, schema) {
-        return Some(Arc::new(range));
+    if let Some(range) = InRange::parse(expression) {
+        let declared = schema.fields().get(range.column.index())?.data_type();
+        return (*declared == range.data_type).then(|| range.in_place_of(Arc::clone(expression)));
     }
     // Of `(rest AND column >= a) AND column < b` both comparisons.
     let and = |expression: &Arc<dyn PhysicalExpr>| {
@@ -160,62 +150,24 @@ pub(super) fn in_range(expression: &Arc<dyn PhysicalExpr>, schema: &Schema) -> O
     };
     let (before, last) = and(expression)?;
     let (rest, first) = and(&before)?;
-    let range = first.downcast_ref::<InRange>()?.and(last.downcast_ref::<InRange>()?)?;
-    Some(Arc::new(BinaryExpr::new(rest, Operator::And, Arc::new(range))))
+    let is_range = |part: &Arc<dyn PhysicalExpr>| part.is::<Replaced<InRange>>();
+    if !is_range(&first) || !is_range(&last) {
+        return None;
+    }
+    let both: Arc<dyn PhysicalExpr> = Arc::new(BinaryExpr::new(first, Operator::And, last));
+    let range = InRange::parse(&both)?;
+    Some(Arc::new(BinaryExpr::new(rest, Operator::And, range.in_place_of(both))))
 }
 
-impl PartialEq for InRange {
-    fn eq(&self, other: &Self) -> bool {
-        self.exact.eq(&other.exact)
-    }
-}
-
-impl Eq for InRange {}
-
-impl Hash for InRange {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.exact.hash(state);
-    }
-}
-
-impl fmt::Display for InRange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.exact.fmt(f)
-    }
-}
-
-impl PhysicalExpr for InRange {
-    fn data_type(&self, _input_schema: &Schema) -> Result<DataType> {
-        Ok(DataType::Boolean)
-    }
-
-    fn nullable(&self, input_schema: &Schema) -> Result<bool> {
-        self.exact.nullable(input_schema)
-    }
-
-    fn evaluate(&self, batch: &RecordBatch) -> Result<ColumnarValue> {
+impl Evaluation for InRange {
+    fn evaluate(&self, _exact: &Arc<dyn PhysicalExpr>, batch: &RecordBatch) -> Result<Option<ColumnarValue>> {
         let array = batch.columns().get(self.column.index());
-        match array.and_then(|array| Some((self.bounds.hold(array)?, array.nulls()))) {
-            Some((passed, nulls)) => Ok(ColumnarValue::Array(Arc::new(BooleanArray::new(passed, nulls.cloned())))),
-            None => self.exact.evaluate(batch),
-        }
+        let passed = array.and_then(|array| Some(BooleanArray::new(self.bounds.hold(array)?, array.nulls().cloned())));
+        Ok(passed.map(|passed| ColumnarValue::Array(Arc::new(passed))))
     }
 
-    fn children(&self) -> Vec<&Arc<dyn PhysicalExpr>> {
-        vec![&self.exact]
-    }
-
-    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn PhysicalExpr>>) -> Result<Arc<dyn PhysicalExpr>> {
-        let exact = children.into_iter().next();
-        let exact = exact.ok_or_else(|| internal_datafusion_err!("a range has one child"))?;
-        Ok(match Self::parse(&exact) {
-            Some(range) => Arc::new(range),
-            None => exact,
-        })
-    }
-
-    fn fmt_sql(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.exact.fmt_sql(f)
+    fn of_other(&self, exact: &Arc<dyn PhysicalExpr>) -> Result<Option<Self>> {
+        Ok(Self::parse(exact))
     }
 }
 
@@ -271,10 +223,10 @@ mod tests {
         });
         let comparisons: Vec<_> = comparisons.flatten().collect();
         for one in &comparisons {
-            assert!(check(one, &batch).is::<InRange>(), "{one}");
+            assert!(check(one, &batch).is::<Replaced<InRange>>(), "{one}");
             for other in &comparisons {
                 let both = binary(one, Operator::And, other);
-                assert!(check(&both, &batch).is::<InRange>(), "{both}");
+                assert!(check(&both, &batch).is::<Replaced<InRange>>(), "{both}");
             }
         }
     }
@@ -314,13 +266,13 @@ mod tests {
         let b = [compare(1, Operator::Gt, 30), compare(1, Operator::LtEq, 70)];
         let all = and(&[Arc::clone(&a[0]), Arc::clone(&a[1]), Arc::clone(&b[0]), Arc::clone(&b[1])]);
         let all = all.downcast_ref::<BinaryExpr>().unwrap();
-        assert!(all.left().is::<InRange>() && all.right().is::<InRange>(), "{all}");
+        assert!(all.left().is::<Replaced<InRange>>() && all.right().is::<Replaced<InRange>>(), "{all}");
         let mixed = and(&[Arc::clone(&a[0]), Arc::clone(&b[0]), Arc::clone(&a[1])]);
         assert!(mixed.is::<BinaryExpr>());
         let either = binary(&binary(&a[0], Operator::And, &a[1]), Operator::Or, &binary(&b[0], Operator::And, &b[1]));
         let either = check(&either, &batch);
         let either = either.downcast_ref::<BinaryExpr>().unwrap();
-        assert!(either.left().is::<InRange>() && either.right().is::<InRange>(), "{either}");
+        assert!(either.left().is::<Replaced<InRange>>() && either.right().is::<Replaced<InRange>>(), "{either}");
         for other in [compare(0, Operator::NotEq, 5), binary(&column(0), Operator::Lt, &column(1))] {
             assert!(check(&other, &batch).is::<BinaryExpr>(), "{other}");
         }
@@ -336,7 +288,7 @@ mod tests {
         let range = binary(&column(0), Operator::Lt, &lit(5_i64));
         let range = faster(range, &batch.schema()).unwrap();
         let moved = range.with_new_children(vec![binary(&column(1), Operator::Lt, &lit(5_i64))]).unwrap();
-        assert!(moved.is::<InRange>());
+        assert!(moved.is::<Replaced<InRange>>());
         let passed = moved.evaluate(&batch).unwrap().into_array(20).unwrap();
         assert_eq!(passed.as_boolean().true_count(), 5);
     }
