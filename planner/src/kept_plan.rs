@@ -21,7 +21,7 @@ use datafusion::optimizer::{Optimizer, OptimizerRule};
 use crate::access::{NoAccess, TableAccess};
 use crate::binding::{Binding, Occurrences, Values};
 use crate::hidden_lists::HiddenLists;
-use crate::rewrite::SoundLists;
+use crate::rewrite::SoundSimplification;
 use crate::table::AubadeTable;
 
 /// A query over tables of the cluster that means the same at any time. Its scans hold no snapshot and no segments: they
@@ -360,7 +360,7 @@ fn with_types(plan: LogicalPlan, types: &BTreeMap<String, DataType>) -> Result<L
 /// # Errors
 /// When a placeholder has no value, or an expression over them none.
 pub fn with_values(plan: LogicalPlan, values: &Values, state: &SessionState) -> Result<(LogicalPlan, Binding)> {
-    let simplify = SoundLists::new(Arc::new(SimplifyExpressions::new()));
+    let simplify = SoundSimplification::new(Arc::new(SimplifyExpressions::new()));
     let mut occurrences = Occurrences::default();
     let (mut holds, mut has_new_limits) = (holds_for_all_values(&plan)?, false);
     let bound = plan.transform_up_with_subqueries(|node| {

@@ -10,9 +10,9 @@ use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::physical_plan::ExecutionPlan;
 
 use crate::rewrite::{
-    AggregateBeforeJoin, BroadcastJoins, CodeGroupKeys, CollectJoinKeys, KeepStates, PushFragment, PushHaving,
-    PushReduction, Pushable, ShareScans, SmallerBuildSides, SoundKeys, SoundLists, UnambiguousPushdown,
-    UnorderedGroupingSets, YieldingJoins,
+    AggregateBeforeJoin, BroadcastJoins, CodeGroupKeys, CollectJoinKeys, KeepStates, OneRowSubqueries, PushFragment,
+    PushHaving, PushReduction, Pushable, ShareScans, SmallerBuildSides, SoundKeys, SoundSimplification,
+    SubqueryPredicates, UnambiguousPushdown, UnorderedGroupingSets, YieldingJoins,
 };
 
 pub(crate) type Rule = Arc<dyn PhysicalOptimizerRule + Send + Sync>;
@@ -63,13 +63,15 @@ impl Pipeline {
     }
 }
 
-/// DataFusion's logical rules, [`SoundKeys`] and [`SoundLists`] around those that are wrong without them, and then
+/// [`OneRowSubqueries`] and [`SubqueryPredicates`], before anything makes joins of subqueries; DataFusion's logical rules, [`SoundKeys`] and [`SoundSimplification`] around those that are wrong without them, and then
 /// [`AggregateBeforeJoin`], which looks at tables and joins as the others leave them.
 pub fn logical_optimizer_rules() -> Vec<LogicalRule> {
     let mut rules = Optimizer::new().rules;
+    let ours: [LogicalRule; 2] = [Arc::new(OneRowSubqueries), Arc::new(SubqueryPredicates)];
+    rules.splice(0..0, ours);
     for rule in &mut rules {
         if rule.name() == "simplify_expressions" {
-            *rule = Arc::new(SoundLists::new(Arc::clone(rule)));
+            *rule = Arc::new(SoundSimplification::new(Arc::clone(rule)));
         } else if let Some(sound) = SoundKeys::around(rule) {
             *rule = Arc::new(sound);
         }
