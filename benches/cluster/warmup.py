@@ -20,7 +20,7 @@ TARGET = 1.05
 
 
 def arguments():
-    options = parser(__doc__, runs=9)
+    options = parser(__doc__, runs=21)
     options.add_argument("--scale", type=float, default=1, help="scale factor of TPC-H")
     options.add_argument("--queries", default="1,3,6,14", help="for example 1,6 or 1-22")
     options.add_argument("--buffer-pool", default="4GiB", help="of decoded columns: has room for all that the queries read")

@@ -16,7 +16,9 @@ const POOL_PART: u64 = 4;
 const POOL_BYTES_MIN: u64 = 1 << 20;
 /// The least that its folder on disk may have.
 const POOL_DISK_BYTES_MIN: u64 = 64 << 20;
-/// What it has where the memory is not known.
+/// The least that queries may have: below that none with a sort or a join runs.
+const QUERY_BYTES_MIN: u64 = 1 << 20;
+/// What the pool has where the memory is not known.
 const POOL_BYTES_UNKNOWN: u64 = 1 << 30;
 
 /// Bytes of memory that this process may have: those of the machine, or of its control groups where these have fewer.
@@ -143,7 +145,7 @@ impl MachineArguments {
     /// # Errors
     /// `InvalidArgument` where that is more than there is.
     pub(crate) fn engine_options(&self) -> Result<EngineOptions> {
-        let limit = self.memory_limit.map(|size| size.0);
+        let limit = memory_limit_bytes(self.memory_limit)?;
         let options = EngineOptions { memory_limit_bytes: limit, ..EngineOptions::default() };
         let options = self.caches.set_in(options)?;
         let others = Others {
@@ -177,6 +179,21 @@ fn why_no_pool(asked: Option<ByteSize>, pool_bytes: u64, for_queries: u64, memor
         ByteSize(for_queries),
         ByteSize(memory)
     ))
+}
+
+/// Bytes for queries, where somebody says how many.
+///
+/// # Errors
+/// `InvalidArgument` for fewer than are of use.
+pub(crate) fn memory_limit_bytes(asked: Option<ByteSize>) -> Result<Option<u64>> {
+    match asked {
+        Some(asked) if asked.0 < QUERY_BYTES_MIN => {
+            let text = format!("--memory-limit {asked} is too small to be of use");
+            let hint = format!("give it at least {}", ByteSize(QUERY_BYTES_MIN));
+            Err(Error::new(ErrorCode::InvalidArgument, text).hint(hint))
+        }
+        asked => Ok(asked.map(|asked| asked.0)),
+    }
 }
 
 /// Refuses room for results that the machine has not got.
@@ -282,6 +299,8 @@ mod tests {
         assert!(error.message().contains("--fragment-cache"), "{error:?}");
         let small = Others { memory_limit: 1, fragment_cache: 1 };
         assert!(pool_bytes(Some(ByteSize(1)), small, None).unwrap_err().message().contains("too small"));
+        assert!(memory_limit_bytes(Some(ByteSize(0))).unwrap_err().message().contains("too small"));
+        assert_eq!(memory_limit_bytes(Some(ByteSize(MIB))).unwrap(), Some(MIB));
         assert!(check_fits(Some(ByteSize(101)), Some(100)).unwrap_err().message().contains("--fragment-cache"));
         check_fits(Some(ByteSize(100)), Some(100)).unwrap();
         let why = why_no_pool(None, 0, 200, Some(100)).unwrap();

@@ -16,7 +16,7 @@ use aubade_proto::{Error, ErrorCode, Result};
 use futures::stream::BoxStream;
 use uuid::Uuid;
 
-use crate::machine::CacheArguments;
+use crate::machine::{CacheArguments, memory_limit_bytes};
 use crate::size::ByteSize;
 use embedded::Embedded;
 use remote::Remote;
@@ -52,7 +52,7 @@ impl TargetArgs {
             return Target::remote(environment, url);
         }
         let options = EngineOptions {
-            memory_limit_bytes: self.memory_limit.map(|size| size.0),
+            memory_limit_bytes: memory_limit_bytes(self.memory_limit)?,
             file_access: FileAccess::Any,
             ..self.caches.set_in(EngineOptions::default())?
         };

@@ -80,6 +80,7 @@ mod subquery_results;
 mod subquery_values;
 pub mod table;
 pub mod template;
+mod temporal_operators;
 
 /// Consumers of memory that do without when they are refused.
 pub const OPTIONAL_CONSUMERS: [&str; 3] = [broadcast::CONSUMER, kept_results::CONSUMER, shared_scan::CONSUMER];

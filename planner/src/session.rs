@@ -15,7 +15,8 @@ use crate::catalog::{CATALOG, SnapshotCatalog};
 use crate::embedded::PlannerOptions;
 use crate::options::AubadeOptions;
 use crate::pipeline::{logical_optimizer_rules, physical_optimizer_rules};
-use crate::rewrite::SoundRelations;
+use crate::rewrite::{MultisetOperations, SoundRelations};
+use crate::temporal_operators::TemporalOperators;
 
 /// The settings that sessions start with; `SET` changes them.
 pub fn session_config(options: &PlannerOptions) -> SessionConfig {
@@ -40,6 +41,8 @@ pub fn session_config(options: &PlannerOptions) -> SessionConfig {
     settings.optimizer.hash_join_single_partition_threshold = 8 << 20;
     // DataFusion 55 panics in it where a group key is NaN.
     settings.optimizer.enable_topk_aggregation = false;
+    // Whether a value may be null is said more exactly in the one plan than in the other: DISTINCT over IS TRUE would fail.
+    settings.execution.skip_physical_aggregate_schema_check = true;
     // A field of a struct is read below what computes a column in the place of one of the same name, whose old values are
     // then given (<https://github.com/apache/datafusion/issues/25414>).
     settings.optimizer.enable_leaf_expression_pushdown = false;
@@ -65,8 +68,10 @@ pub fn session_state(config: SessionConfig, runtime: Arc<RuntimeEnv>) -> Session
         .with_config(config.with_create_default_catalog_and_schema(false))
         .with_runtime_env(runtime)
         .with_catalog_list(Arc::new(EmptyCatalogProviderList))
+        .with_expr_planners(vec![Arc::new(TemporalOperators)])
         .with_default_features()
         .with_relation_planners(vec![Arc::new(SoundRelations)])
+        .with_analyzer_rule(Arc::new(MultisetOperations))
         .with_optimizer_rules(logical_optimizer_rules())
         .with_physical_optimizer_rules(physical_optimizer_rules())
         .build()

@@ -10,6 +10,7 @@ use datafusion::sql::sqlparser::parser::ParserError;
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 
 use super::buffers::{self, BufferStatement};
+use super::standard;
 use crate::session::PARAMETERS_MAX;
 
 /// Bytes of one statement. Its parse tree takes some thirty times as much memory, which no limit
@@ -42,7 +43,7 @@ impl Statement {
     /// Parses exactly one statement. Parameters written `?` are numbered from the left.
     ///
     /// # Errors
-    /// `SqlSyntax`; `LimitExceeded` when it is too long or too deep.
+    /// `SqlSyntax`; `LimitExceeded` when it is too long or too deep; those of [`standard::rewrite`].
     pub(crate) fn parse(sql: &str, state: &SessionState) -> Result<Self> {
         if sql.len() > STATEMENT_BYTES_MAX {
             let text = format!("the statement has {} bytes and at most {STATEMENT_BYTES_MAX} are allowed", sql.len());
@@ -71,7 +72,10 @@ impl Statement {
             _ => Error::from_datafusion(error),
         })?;
         match (statements.pop_front(), statements.len()) {
-            (Some(ast), 0) => Ok(Self { body: Body::Sql(ast), text: sql.to_owned() }),
+            (Some(mut ast), 0) => {
+                standard::rewrite(&mut ast)?;
+                Ok(Self { body: Body::Sql(ast), text: sql.to_owned() })
+            }
             (None, _) => Err(Error::new(ErrorCode::SqlSyntax, "the text has no statement in it")),
             (Some(_), more) => {
                 Err(Error::new(ErrorCode::SqlSyntax, format!("the text has {} statements instead of one", more + 1))

@@ -23,14 +23,19 @@ pub(super) fn start(context: &StatementContext, plan: Arc<dyn ExecutionPlan>) ->
     Ok(QueryOutput { query_id: run.id(), schema: stream.schema(), stream, affected_rows: None })
 }
 
-/// The columns of a query's result, as they will be once types are settled.
+/// The columns of a query's result. What the optimizer makes of a plan can have decimals of other digits than the plan as it
+/// was written: `round(x, 1)` has those of the constant 1, once that is known to be one.
 pub(super) fn result_schema(context: &StatementContext, plan: &LogicalPlan, complete: bool) -> Result<SchemaRef> {
-    let state = context.state();
-    let analyzed = state.analyzer().execute_and_check(plan.clone(), state.config_options(), |_, _| {});
-    match analyzed {
+    match context.state().optimize(plan) {
         Ok(plan) => Ok(Arc::clone(plan.schema().inner())),
         // The types of parameters may be missing for it; a real error shows when it runs.
-        Err(_) if !complete => Ok(Arc::clone(plan.schema().inner())),
+        Err(_) if !complete => Ok(analyzed_schema(context, plan)),
         Err(error) => Err(context.improve(error)),
     }
+}
+
+fn analyzed_schema(context: &StatementContext, plan: &LogicalPlan) -> SchemaRef {
+    let state = context.state();
+    let analyzed = state.analyzer().execute_and_check(plan.clone(), state.config_options(), |_, _| {});
+    Arc::clone(analyzed.as_ref().unwrap_or(plan).schema().inner())
 }

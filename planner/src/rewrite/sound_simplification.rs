@@ -12,6 +12,7 @@ use datafusion::logical_expr::utils::merge_schema;
 use datafusion::logical_expr::{Cast, Expr, ExprSchemable, LogicalPlan, Operator, TryCast};
 use datafusion::optimizer::{ApplyOrder, OptimizerConfig, OptimizerRule};
 
+use super::exact_numbers::compare_exactly;
 use crate::pipeline::LogicalRule;
 
 /// Runs the rule on expressions in which it finds nothing that it would get wrong.
@@ -44,6 +45,12 @@ impl OptimizerRule for SoundSimplification {
     }
 
     fn rewrite(&self, plan: LogicalPlan, config: &dyn OptimizerConfig) -> Result<Transformed<LogicalPlan>> {
+        compare_exactly(plan)?.transform_data(|plan| self.simplify(plan, config))
+    }
+}
+
+impl SoundSimplification {
+    fn simplify(&self, plan: LogicalPlan, config: &dyn OptimizerConfig) -> Result<Transformed<LogicalPlan>> {
         let (mut combined, mut has_casts) = (HashSet::new(), false);
         plan.apply_expressions(|expression| {
             combined.extend(Tests::of(expression)?.combined.into_iter().cloned());
@@ -63,7 +70,7 @@ impl OptimizerRule for SoundSimplification {
 }
 
 /// What the expressions of a node are about.
-fn input_schema(plan: &LogicalPlan) -> Result<DFSchemaRef> {
+pub(super) fn input_schema(plan: &LogicalPlan) -> Result<DFSchemaRef> {
     if let LogicalPlan::TableScan(scan) = plan {
         return DFSchema::try_from_qualified_schema(scan.table_name.clone(), &scan.source.schema()).map(Into::into);
     }

@@ -280,3 +280,161 @@ async fn not_in_knows_of_null() {
     assert_eq!(error.code(), ErrorCode::NotSupported, "{error:?}");
     assert!(error.to_string().contains("below an outer join"), "{error}");
 }
+
+/// Clients compare the columns that they are told with those that come.
+#[tokio::test]
+async fn what_is_told_of_a_result_is_what_comes() {
+    let db = Database::open().await;
+    db.run(&[
+        "CREATE TABLE t AS SELECT value % 3 AS g, CAST(value AS DECIMAL(10, 2)) AS x FROM generate_series(1, 50)",
+    ])
+    .await;
+    for sql in [
+        "SELECT round(x, 1) FROM t",
+        "SELECT g, round(avg(x), 1), round(sum(x), 2) FROM t GROUP BY g",
+        "SELECT round(CAST(1.257 AS DECIMAL(10, 3)), 2)",
+        "SELECT count(DISTINCT g), sum(x) FROM t",
+        "SELECT g, count(DISTINCT x) AS n, sum(x) FROM t GROUP BY g",
+        "SELECT x * 1.1, x / 3, x + 1 FROM t WHERE x > 2.5",
+    ] {
+        let told = db.session.prepare(sql).await.unwrap().schema;
+        let comes = db.session.execute(sql).await.unwrap().schema;
+        let types =
+            |schema: &SchemaRef| schema.fields().iter().map(|field| field.data_type().clone()).collect::<Vec<_>>();
+        assert_eq!(types(&told), types(&comes), "{sql}");
+    }
+}
+
+/// DataFusion 55 compared decimals with the binary fractions next to numbers that were written.
+#[tokio::test]
+async fn decimals_equal_the_numbers_that_are_written() {
+    let db = Database::open().await;
+    db.run(&[
+        "CREATE TABLE p AS SELECT CAST(x AS DECIMAL(12, 2)) AS x FROM (VALUES ('66.71'), ('259.59'), ('0.05')) v (x)",
+        "CREATE TABLE t AS SELECT value AS id, CAST(CAST(value AS DECIMAL(12, 2)) / 100 AS DECIMAL(12, 2)) AS x, \
+         CAST(value AS DOUBLE) / 100 AS y FROM generate_series(1, 1000)",
+        "CREATE TABLE z AS SELECT * FROM (VALUES (0.0), (-(0.0)), (7e0)) v (z)",
+    ])
+    .await;
+    for (from, expected) in [
+        ("p WHERE x = 66.71", "1"),
+        ("p WHERE 66.71 >= x", "2"),
+        ("p WHERE x IN (66.71, 259.59, 1e0)", "2"),
+        ("p WHERE x BETWEEN 66.71 AND 259.59", "2"),
+        ("p WHERE x < 1e20", "3"),
+        ("p WHERE x > 66.709999999999999999", "1"),
+        ("p WHERE x <> 0.05", "2"),
+        ("t WHERE x = y", "1000"),
+        ("t WHERE x > y OR y > x", "0"),
+        ("t WHERE x IN (64.1, 9.07, 3.3)", "2"),
+        ("t a JOIN t b ON a.x = b.y AND a.id < 100", "99"),
+        ("z WHERE z IN (0.0, 7.0)", "3"),
+        ("z WHERE z IN (-0.0, 7.0, 8.0, 9.0)", "3"),
+        ("z WHERE z NOT IN (0.0, 5.0, 8.0, 9.0)", "1"),
+    ] {
+        for (kept, pushdown) in [("on", "auto"), ("on", "auto"), ("off", "auto"), ("off", "off")] {
+            db.run(&[&format!("SET aubade.plan_cache = {kept}"), &format!("SET aubade.pushdown = {pushdown}")]).await;
+            let rows = db.rows(&format!("SELECT count(*) FROM {from}")).await;
+            assert_eq!(rows, [expected], "plan cache {kept}, pushdown {pushdown}: {from}");
+        }
+    }
+}
+
+/// DataFusion 55 compares intervals part by part, and drops the hours of one that is added to a date.
+#[tokio::test]
+async fn dates_and_intervals_are_counted_in_days() {
+    let db = Database::open().await;
+    db.run(&[
+        "CREATE TABLE o AS SELECT CAST(a AS TIMESTAMP) AS a, CAST(b AS TIMESTAMP) AS b FROM \
+         (VALUES ('2024-01-31', '2024-01-01'), ('2024-01-02', '2024-01-01')) v (a, b)",
+        "CREATE TABLE d AS SELECT CAST(d AS DATE) AS d, CAST(e AS DATE) AS e FROM \
+         (VALUES ('2024-01-01', '2024-03-01'), ('2024-01-01', '2024-01-05')) v (d, e)",
+    ])
+    .await;
+    for (sql, expected) in [
+        ("SELECT count(*) FROM o WHERE a - b > INTERVAL '7 days'", "1"),
+        ("SELECT count(*) FROM o WHERE INTERVAL '1 day' <= a - b", "2"),
+        ("SELECT count(*) FROM o WHERE a - b > INTERVAL '24 hours'", "1"),
+        ("SELECT count(*) FROM o WHERE a - b >= INTERVAL '1 month'", "1"),
+        ("SELECT INTERVAL '24 hours' = INTERVAL '1 day', INTERVAL '36 hours' > INTERVAL '1 day'", "true|true"),
+        ("SELECT DATE '2024-01-01' + INTERVAL '36 hours'", "2024-01-02T12:00:00"),
+        ("SELECT DATE '2024-01-01' - INTERVAL '36 hours'", "2023-12-30T12:00:00"),
+        ("SELECT INTERVAL '90 minutes' + DATE '2024-01-01'", "2024-01-01T01:30:00"),
+        ("SELECT DATE '2024-01-01' + INTERVAL '2 days'", "2024-01-03"),
+        ("SELECT e - d FROM d ORDER BY 1", "4\n60"),
+        ("SELECT sum(e - d), max(e - d) FROM d", "64|60"),
+        ("SELECT count(*) FROM d WHERE e - d > 30", "1"),
+        ("SELECT count(*) FROM d WHERE e - d > INTERVAL '30 days'", "1"),
+        ("SELECT count(*) FROM d WHERE e - d > INTERVAL '95 hours'", "2"),
+        ("SELECT count(*) FROM d WHERE DATE '2024-03-01' - d = 60", "2"),
+    ] {
+        assert_eq!(db.rows(sql).await.join("\n"), expected, "{sql}");
+    }
+}
+
+#[tokio::test]
+async fn columns_of_using_are_those_of_either_side() {
+    let db = Database::open().await;
+    db.run(&[
+        "CREATE TABLE l AS SELECT * FROM (VALUES (1, 'a'), (2, 'b')) v (k, x)",
+        "CREATE TABLE r AS SELECT * FROM (VALUES (2, 'B'), (3, 'C')) v (k, y)",
+    ])
+    .await;
+    for (sql, expected) in [
+        ("SELECT k, x, y FROM l FULL JOIN r USING (k) ORDER BY k", "1|a|\n2|b|B\n3||C"),
+        ("SELECT * FROM l FULL JOIN r USING (k) ORDER BY k", "1|a|\n2|b|B\n3||C"),
+        ("SELECT * FROM l RIGHT JOIN r USING (k) ORDER BY k DESC", "3||C\n2|b|B"),
+        ("SELECT y FROM l RIGHT JOIN r USING (k) ORDER BY k DESC", "C\nB"),
+        ("SELECT count(k), max(k) FROM l FULL JOIN r USING (k)", "3|3"),
+        ("SELECT k, count(*) FROM l a FULL JOIN r AS b USING (k) GROUP BY k HAVING k > 1 ORDER BY k", "2|1\n3|1"),
+        ("SELECT K + 1 AS n FROM l FULL JOIN r USING (k) WHERE k >= 2 ORDER BY n", "3\n4"),
+        ("SELECT l.k, r.k FROM l FULL JOIN r USING (k) ORDER BY k", "1|\n2|2\n|3"),
+        ("SELECT k, (SELECT max(k) FROM r) FROM l FULL JOIN r USING (k) ORDER BY k LIMIT 1", "1|3"),
+        ("SELECT k, x, y FROM l LEFT JOIN r USING (k) ORDER BY k", "1|a|\n2|b|B"),
+    ] {
+        assert_eq!(db.rows(sql).await.join("\n"), expected, "{sql}");
+    }
+    for sql in ["SELECT * FROM l NATURAL FULL JOIN r", "SELECT k FROM l FULL JOIN r USING (k) FULL JOIN l m USING (k)"]
+    {
+        let error = db.error(sql).await;
+        assert_eq!(error.code(), ErrorCode::NotSupported, "{sql}: {error:?}");
+    }
+}
+
+#[tokio::test]
+async fn copies_windows_and_modifiers_are_not_read_over() {
+    let db = Database::open().await;
+    db.run(&["CREATE TABLE w AS SELECT * FROM (VALUES (1, 10, 1), (2, 20, 1), (3, 30, 2), (4, 40, 2)) v (id, v, g)"])
+        .await;
+    let values = |list: &str| format!("(SELECT x FROM (VALUES {list}) v (x))");
+    let copies = |operation: &str| {
+        let (left, right) = (values("(1), (1), (1), (2), (NULL), (NULL)"), values("(1), (1), (3), (NULL)"));
+        format!("SELECT x FROM ({left} {operation} {right}) ORDER BY x NULLS LAST")
+    };
+    let sums = |window: &str, windows: &str| format!("SELECT sum(v) OVER {window} FROM w WINDOW {windows} ORDER BY id");
+    let by_group = "w AS (PARTITION BY g ORDER BY id)";
+    for (sql, expected) in [
+        (copies("INTERSECT ALL"), "1 1 "),
+        (copies("EXCEPT ALL"), "1 2 "),
+        (copies("INTERSECT"), "1 "),
+        (copies("EXCEPT"), "2"),
+        (sums("(w ROWS BETWEEN 1 PRECEDING AND CURRENT ROW)", by_group), "10 30 30 70"),
+        (sums("(w)", by_group), "10 30 30 70"),
+        (sums("w", by_group), "10 30 30 70"),
+        (sums("w2", "w AS (PARTITION BY g), w2 AS (w ORDER BY id DESC)"), "30 20 70 40"),
+        ("SELECT sum(v) FROM w GROUP BY g WITH ROLLUP ORDER BY 1".to_owned(), "30 70 100"),
+        ("SELECT sum(v) FROM w GROUP BY g WITH CUBE ORDER BY 1".to_owned(), "30 70 100"),
+        ("SELECT count(DISTINCT v > 15 IS TRUE) FROM w".to_owned(), "2"),
+        ("SELECT DISTINCT (g > 1) IS TRUE FROM w ORDER BY 1".to_owned(), "false true"),
+    ] {
+        assert_eq!(db.rows(&sql).await.join(" "), expected, "{sql}");
+    }
+    for (sql, code) in [
+        ("SELECT * FROM w TABLESAMPLE (10 PERCENT)", ErrorCode::NotSupported),
+        ("SELECT g FROM w GROUP BY g WITH TOTALS", ErrorCode::NotSupported),
+        ("SELECT sum(v) OVER (x ORDER BY id) FROM w", ErrorCode::SqlPlan),
+    ] {
+        let error = db.error(sql).await;
+        assert_eq!(error.code(), code, "{sql}: {error:?}");
+    }
+}
