@@ -79,14 +79,23 @@ fn exact_decimal(from: &Expr, to: &DataType) -> Option<ScalarValue> {
     (number.unsigned_abs() < above).then_some(ScalarValue::Decimal128(Some(number), *precision, *scale))
 }
 
-/// A comparison in which a floating-point number that is no such decimal was cast to one.
+/// Digits after the point of the decimals that DataFusion makes of floating-point numbers, to compare them.
+const COERCED_SCALE: [(DataType, i8); 2] = [(DataType::Float64, 15), (DataType::Float32, 7)];
+
+/// A comparison in which both sides were cast to a decimal because one of them is a floating-point number that is none.
 fn as_floats(binary: BinaryExpr, schema: &DFSchema) -> Result<Transformed<Expr>> {
+    let scale = match (decimal_of(&binary.left), decimal_of(&binary.right)) {
+        (Some((_, to @ DataType::Decimal128(_, scale))), Some((_, other))) if to == other => *scale,
+        _ => return Ok(Transformed::no(Expr::BinaryExpr(binary))),
+    };
+    // A cast to fewer digits is somebody's who wants the number to be rounded.
+    let is_coerced = |from: &DataType| COERCED_SCALE.iter().any(|(float, least)| from == float && scale >= *least);
     let float = |side: &Expr| {
         let (from, to) = decimal_of(side)?;
-        let is_float = from.get_type(schema).is_ok_and(|data_type| data_type.is_floating());
         // What is a placeholder now will be written out.
         let is_known = matches!(from, Expr::Literal(..)) || from.any_column_refs() || from.contains_outer();
-        (is_float && is_known && exact_decimal(from, to).is_none()).then(|| from.clone())
+        let is_float = is_known && from.get_type(schema).is_ok_and(|from| is_coerced(&from));
+        (is_float && exact_decimal(from, to).is_none()).then(|| from.clone())
     };
     let exact = |side: Expr| match decimal_of(&side) {
         Some((from, to)) if from.get_type(schema).is_ok_and(|from| !is_lossy_cast(&from, to, false)) => from.clone(),

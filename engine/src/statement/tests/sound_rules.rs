@@ -328,6 +328,10 @@ async fn decimals_equal_the_numbers_that_are_written() {
         ("t WHERE x > y OR y > x", "0"),
         ("t WHERE x IN (64.1, 9.07, 3.3)", "2"),
         ("t a JOIN t b ON a.x = b.y AND a.id < 100", "99"),
+        // Whoever rounds means it.
+        ("t WHERE CAST(y + 0.001 AS DECIMAL(12, 2)) = x", "1000"),
+        ("t WHERE CAST(y + 0.001 AS DECIMAL(12, 2)) = CAST(x AS DECIMAL(12, 2))", "1000"),
+        ("t WHERE CAST(y + 0.001 AS DECIMAL(10, 2)) = 9.07", "1"),
         ("z WHERE z IN (0.0, 7.0)", "3"),
         ("z WHERE z IN (-0.0, 7.0, 8.0, 9.0)", "3"),
         ("z WHERE z NOT IN (0.0, 5.0, 8.0, 9.0)", "1"),
