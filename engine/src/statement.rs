@@ -11,7 +11,6 @@ mod parse;
 mod query;
 mod schemas;
 mod settings;
-mod standard;
 pub(crate) mod tables;
 mod unsupported;
 mod views;

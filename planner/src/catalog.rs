@@ -19,6 +19,7 @@ use crate::access::TableAccess;
 use crate::errors::improve_error;
 use crate::files::{check_files_present, open_external_table};
 use crate::opaque::Opaque;
+use crate::standard_sql;
 use crate::table::AubadeTable;
 
 /// The name of the one catalog.
@@ -100,7 +101,7 @@ impl SnapshotCatalog {
             .hint("define some of the views over tables")
             .into());
         }
-        let plan = self.inner_state(name).create_logical_plan(sql).await;
+        let plan = standard_sql::plan(&self.inner_state(name), sql).await;
         let plan = plan.map_err(|error| self.explain_failure("view", name, error))?;
         Ok(Arc::new(ViewTable::new(plan, Some(sql.to_owned()))))
     }

@@ -18,6 +18,7 @@ use crate::opaque::Opaque;
 use crate::refusal::NotPushed;
 use crate::scan_exec::StorageScanExec;
 use crate::session::{bind_snapshot, session_config, session_state};
+use crate::standard_sql;
 
 /// Settings of a planner.
 #[derive(Clone, Debug, Default)]
@@ -60,7 +61,7 @@ impl Planner {
 
     async fn try_plan(&self, sql: &str) -> Result<PlannedQuery, DataFusionError> {
         let state = bind_snapshot(&self.template, Arc::clone(&self.snapshot), Arc::clone(&self.access));
-        let logical = state.create_logical_plan(sql).await?;
+        let logical = standard_sql::plan(&state, sql).await?;
         let queries = SQLOptions::new().with_allow_ddl(false).with_allow_statements(false);
         queries.verify_plan(&logical).map_err(|error| {
             let error = Error::new(ErrorCode::NotSupported, "only queries can be planned").source(error);

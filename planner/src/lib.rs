@@ -76,6 +76,7 @@ pub mod scan_metrics;
 mod selectivity;
 pub mod session;
 mod shared_scan;
+pub mod standard_sql;
 mod subquery_results;
 mod subquery_values;
 pub mod table;

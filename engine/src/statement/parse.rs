@@ -1,5 +1,6 @@
 //! From text to one statement.
 
+use aubade_planner::standard_sql;
 use aubade_proto::{Error, ErrorCode, Result};
 use datafusion::error::DataFusionError;
 use datafusion::execution::SessionState;
@@ -10,7 +11,6 @@ use datafusion::sql::sqlparser::parser::ParserError;
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 
 use super::buffers::{self, BufferStatement};
-use super::standard;
 use crate::session::PARAMETERS_MAX;
 
 /// Bytes of one statement. Its parse tree takes some thirty times as much memory, which no limit
@@ -43,7 +43,7 @@ impl Statement {
     /// Parses exactly one statement. Parameters written `?` are numbered from the left.
     ///
     /// # Errors
-    /// `SqlSyntax`; `LimitExceeded` when it is too long or too deep; those of [`standard::rewrite`].
+    /// `SqlSyntax`; `LimitExceeded` when it is too long or too deep; those of [`standard_sql::rewrite`].
     pub(crate) fn parse(sql: &str, state: &SessionState) -> Result<Self> {
         if sql.len() > STATEMENT_BYTES_MAX {
             let text = format!("the statement has {} bytes and at most {STATEMENT_BYTES_MAX} are allowed", sql.len());
@@ -73,7 +73,7 @@ impl Statement {
         })?;
         match (statements.pop_front(), statements.len()) {
             (Some(mut ast), 0) => {
-                standard::rewrite(&mut ast)?;
+                standard_sql::rewrite(&mut ast)?;
                 Ok(Self { body: Body::Sql(ast), text: sql.to_owned() })
             }
             (None, _) => Err(Error::new(ErrorCode::SqlSyntax, "the text has no statement in it")),

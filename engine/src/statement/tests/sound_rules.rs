@@ -398,6 +398,8 @@ async fn columns_of_using_are_those_of_either_side() {
     ] {
         assert_eq!(db.rows(sql).await.join("\n"), expected, "{sql}");
     }
+    db.run(&["CREATE VIEW v AS SELECT * FROM l FULL JOIN public.r USING (k)"]).await;
+    assert_eq!(db.rows("SELECT k, x, y FROM v ORDER BY k").await.join("\n"), "1|a|\n2|b|B\n3||C");
     for sql in ["SELECT * FROM l NATURAL FULL JOIN r", "SELECT k FROM l FULL JOIN r USING (k) FULL JOIN l m USING (k)"]
     {
         let error = db.error(sql).await;

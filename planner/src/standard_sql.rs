@@ -3,6 +3,9 @@
 use std::ops::ControlFlow;
 
 use aubade_proto::{Error, ErrorCode, Result};
+use datafusion::error::Result as DataFusionResult;
+use datafusion::execution::SessionState;
+use datafusion::logical_expr::LogicalPlan;
 use datafusion::sql::parser::{CopyToSource, Statement as Ast};
 use datafusion::sql::sqlparser::ast::{
     ExcludeSelectItem, Expr, GroupByExpr, GroupByWithModifier, Ident, JoinConstraint, JoinOperator, NamedWindowExpr,
@@ -18,7 +21,7 @@ use datafusion::sql::sqlparser::parser::Parser;
 /// # Errors
 /// `NotSupported` for what would be read over: TABLESAMPLE, and shared columns of several joins; `SqlPlan` for windows that
 /// nobody has defined.
-pub(super) fn rewrite(ast: &mut Ast) -> Result<()> {
+pub fn rewrite(ast: &mut Ast) -> Result<()> {
     let broken = match ast {
         Ast::Statement(ast) => ast.visit(&mut Standard),
         Ast::Explain(explain) => return rewrite(&mut explain.statement),
@@ -32,6 +35,16 @@ pub(super) fn rewrite(ast: &mut Ast) -> Result<()> {
         ControlFlow::Break(error) => Err(error),
         ControlFlow::Continue(()) => Ok(()),
     }
+}
+
+/// The plan of a statement that is kept as text.
+///
+/// # Errors
+/// When it cannot be parsed or planned, and those of [`rewrite`].
+pub(crate) async fn plan(state: &SessionState, sql: &str) -> DataFusionResult<LogicalPlan> {
+    let mut ast = state.sql_to_statement(sql, &state.config().options().sql_parser.dialect)?;
+    rewrite(&mut ast)?;
+    state.statement_to_plan(ast).await
 }
 
 struct Standard;
