@@ -64,17 +64,22 @@ pub fn session_config(options: &PlannerOptions) -> SessionConfig {
 
 /// The template of a session: functions, rules and settings, but no tables.
 pub fn session_state(config: SessionConfig, runtime: Arc<RuntimeEnv>) -> SessionState {
-    SessionStateBuilder::new()
+    let builder = SessionStateBuilder::new()
         .with_config(config.with_create_default_catalog_and_schema(false))
         .with_runtime_env(runtime)
-        .with_catalog_list(Arc::new(EmptyCatalogProviderList))
+        .with_catalog_list(Arc::new(EmptyCatalogProviderList));
+    sound(builder).with_physical_optimizer_rules(physical_optimizer_rules()).build()
+}
+
+/// DataFusion with what it needs to mean by a query what SQL means, and no more: without tables of a cluster it plans as it
+/// does by itself.
+pub fn sound(builder: SessionStateBuilder) -> SessionStateBuilder {
+    builder
         .with_expr_planners(vec![Arc::new(TemporalOperators)])
         .with_default_features()
         .with_relation_planners(vec![Arc::new(SoundRelations)])
         .with_analyzer_rule(Arc::new(MultisetOperations))
         .with_optimizer_rules(logical_optimizer_rules())
-        .with_physical_optimizer_rules(physical_optimizer_rules())
-        .build()
 }
 
 /// The template bound to one snapshot: what a query is planned with. `now()` is the time of this call.

@@ -195,7 +195,9 @@ fn shared_columns(select: &mut Select, order_by: &mut Option<OrderBy>) -> Result
     };
     let (left, right) =
         (name_of(&tables.relation).ok_or_else(not_this)?, name_of(&join.relation).ok_or_else(not_this)?);
-    let sides = [left.clone(), right.clone()];
+    let sides = [&tables.relation, &join.relation].map(whole_name);
+    let [Some(left_side), Some(right_side)] = sides else { return Err(not_this()) };
+    let sides = [left_side, right_side];
     let mut merged = Merged { sides, columns: Vec::with_capacity(columns.len()), depth: 0 };
     for column in columns {
         let name = last_name(column).ok_or_else(not_this)?;
@@ -245,6 +247,14 @@ fn name_of(factor: &TableFactor) -> Option<&Ident> {
     }
 }
 
+/// As `*` of it is written.
+fn whole_name(factor: &TableFactor) -> Option<ObjectName> {
+    match factor {
+        TableFactor::Table { name, alias: None, .. } => Some(name.clone()),
+        factor => name_of(factor).map(|name| ObjectName::from(vec![name.clone()])),
+    }
+}
+
 fn last_name(name: &ObjectName) -> Option<&Ident> {
     name.0.last()?.as_ident()
 }
@@ -253,7 +263,7 @@ fn last_name(name: &ObjectName) -> Option<&Ident> {
 #[derive(Clone)]
 struct Merged {
     /// The tables that have them.
-    sides: [Ident; 2],
+    sides: [ObjectName; 2],
     columns: Vec<(Ident, Expr)>,
     /// Of queries in the one that is rewritten: names there are looked up there.
     depth: usize,
@@ -282,8 +292,8 @@ impl Merged {
                     opt_exclude: Some(ExcludeSelectItem::Multiple(names.collect())),
                     ..options
                 };
-                let of = |side: &Ident| {
-                    let kind = SelectItemQualifiedWildcardKind::ObjectName(ObjectName::from(vec![side.clone()]));
+                let of = |side: &ObjectName| {
+                    let kind = SelectItemQualifiedWildcardKind::ObjectName(side.clone());
                     SelectItem::QualifiedWildcard(kind, others.clone())
                 };
                 first.chain(self.sides.iter().map(of)).collect()

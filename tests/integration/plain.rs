@@ -10,6 +10,7 @@ use arrow::record_batch::RecordBatch;
 use aubade_engine::{Engine, IngestMode, IngestTarget, Session};
 use aubade_environment::{Clock, SystemClock};
 use aubade_planner::rewrite::UnorderedGroupingSets;
+use aubade_planner::session::sound;
 use aubade_proto::{Error, panic_text};
 use datafusion::datasource::MemTable;
 use datafusion::error::DataFusionError;
@@ -23,7 +24,7 @@ use futures::{FutureExt, TryStreamExt, stream};
 /// A query that takes longer hangs.
 pub const QUERY_TIME_MAX: Duration = Duration::from_secs(120);
 
-/// DataFusion as it comes, with no storage node and no rule of ours but one that mends a mistake.
+/// DataFusion with no storage node and no rule of ours but those that mend its mistakes.
 pub struct Plain {
     pub context: SessionContext,
 }
@@ -36,7 +37,7 @@ impl Plain {
         let mut rules = PhysicalOptimizer::new().rules;
         // Without it, orders over grouping sets lose columns.
         rules.insert(0, Arc::new(UnorderedGroupingSets));
-        let state = SessionStateBuilder::new().with_config(config).with_default_features();
+        let state = sound(SessionStateBuilder::new().with_config(config));
         Self { context: SessionContext::new_with_state(state.with_physical_optimizer_rules(rules).build()) }
     }
 

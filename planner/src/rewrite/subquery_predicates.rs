@@ -193,7 +193,7 @@ fn refuse_below_outer_join(subquery: &Subquery) -> Result<TreeNodeRecursion> {
         // What LATERAL refers to is the other side of the join.
         let is_lateral = |side: &LogicalPlan| side.exists(|plan| Ok(matches!(plan, LogicalPlan::Subquery(_))));
         for side in may_be_absent.into_iter().flatten() {
-            if let Some(outer) = side.all_out_ref_exprs().first()
+            if let Some(Expr::OuterReferenceColumn(_, outer)) = side.all_out_ref_exprs().first()
                 && !is_lateral(side)?
             {
                 return not_impl_err!(
