@@ -63,8 +63,9 @@ impl Pipeline {
     }
 }
 
-/// [`OneRowSubqueries`] and [`SubqueryPredicates`], before anything makes joins of subqueries; DataFusion's logical rules, [`SoundKeys`] and [`SoundSimplification`] around those that are wrong without them, and then
-/// [`AggregateBeforeJoin`], which looks at tables and joins as the others leave them.
+/// [`OneRowSubqueries`] and [`SubqueryPredicates`], before anything makes joins of subqueries; DataFusion's logical rules,
+/// [`SoundKeys`] and [`SoundSimplification`] around those that are wrong without them; and then [`AggregateBeforeJoin`],
+/// which looks at tables and joins as the others leave them.
 pub fn logical_optimizer_rules() -> Vec<LogicalRule> {
     let mut rules = Optimizer::new().rules;
     let ours: [LogicalRule; 2] = [Arc::new(OneRowSubqueries), Arc::new(SubqueryPredicates)];

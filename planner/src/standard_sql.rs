@@ -8,15 +8,16 @@ use datafusion::execution::SessionState;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::sql::parser::{CopyToSource, Statement as Ast};
 use datafusion::sql::sqlparser::ast::{
-    ExcludeSelectItem, Expr, GroupByExpr, GroupByWithModifier, Ident, JoinConstraint, JoinOperator, NamedWindowExpr,
-    ObjectName, OrderBy, OrderByKind, Query, Select, SelectItem, SelectItemQualifiedWildcardKind, SetExpr, TableAlias,
-    TableFactor, VisitMut, VisitorMut, WildcardAdditionalOptions, WindowSpec, WindowType, visit_expressions_mut,
+    BinaryOperator, ExcludeSelectItem, Expr, Function, GroupByExpr, GroupByWithModifier, Ident, JoinConstraint,
+    JoinOperator, NamedWindowExpr, ObjectName, OrderBy, OrderByKind, Query, Select, SelectItem,
+    SelectItemQualifiedWildcardKind, SetExpr, TableAlias, TableFactor, UnaryOperator, VisitMut, VisitorMut,
+    WildcardAdditionalOptions, WindowSpec, WindowType,
 };
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::parser::Parser;
 
-/// Rewrites a statement: windows over named windows, GROUP BY WITH ROLLUP and WITH CUBE, and the columns that RIGHT and FULL
-/// joins share by USING.
+/// Rewrites a statement: windows over named windows, GROUP BY WITH ROLLUP and WITH CUBE, BETWEEN intervals, and the columns
+/// that RIGHT and FULL joins share by USING.
 ///
 /// # Errors
 /// `NotSupported` for what would be read over: TABLESAMPLE, and shared columns of several joins; `SqlPlan` for windows that
@@ -54,6 +55,20 @@ impl VisitorMut for Standard {
 
     fn pre_visit_query(&mut self, query: &mut Query) -> ControlFlow<Error> {
         flow(rewrite_body(&mut query.body, &mut query.order_by))
+    }
+
+    fn post_visit_expr(&mut self, expression: &mut Expr) -> ControlFlow<Error> {
+        // Comparisons with intervals are planned one by one (`TemporalOperators`).
+        if let Expr::Between { expr, negated, low, high } = expression
+            && matches!((low.as_ref(), high.as_ref()), (Expr::Interval(_), _) | (_, Expr::Interval(_)))
+        {
+            let compare =
+                |op, bound: &Expr| Box::new(Expr::BinaryOp { left: expr.clone(), op, right: Box::new(bound.clone()) });
+            let (left, right) = (compare(BinaryOperator::GtEq, low), compare(BinaryOperator::LtEq, high));
+            let both = Box::new(Expr::Nested(Box::new(Expr::BinaryOp { left, op: BinaryOperator::And, right })));
+            *expression = if *negated { Expr::UnaryOp { op: UnaryOperator::Not, expr: both } } else { *both };
+        }
+        ControlFlow::Continue(())
     }
 
     fn pre_visit_table_factor(&mut self, factor: &mut TableFactor) -> ControlFlow<Error> {
@@ -124,23 +139,44 @@ fn named_windows(select: &mut Select, order_by: &mut Option<OrderBy>) -> Result<
         known.push((definition.0.clone(), spec.clone()));
         definition.1 = NamedWindowExpr::WindowSpec(spec);
     }
-    let mut write = |expression: &mut Expr| {
-        let Expr::Function(function) = expression else { return ControlFlow::Continue(()) };
-        match &mut function.over {
-            Some(WindowType::WindowSpec(spec)) => flow(write_out(spec, &known)),
+    let mut windows = Windows { known, depth: 0 };
+    for part in
+        [select.projection.visit(&mut windows), select.qualify.visit(&mut windows), order_by.visit(&mut windows)]
+    {
+        if let ControlFlow::Break(error) = part {
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// The windows of a SELECT.
+struct Windows {
+    known: Vec<(Ident, WindowSpec)>,
+    /// Of queries in the one that is rewritten, which have windows of their own.
+    depth: usize,
+}
+
+impl VisitorMut for Windows {
+    type Break = Error;
+
+    fn pre_visit_query(&mut self, _query: &mut Query) -> ControlFlow<Error> {
+        self.depth += 1;
+        ControlFlow::Continue(())
+    }
+
+    fn post_visit_query(&mut self, _query: &mut Query) -> ControlFlow<Error> {
+        self.depth = self.depth.saturating_sub(1);
+        ControlFlow::Continue(())
+    }
+
+    fn post_visit_expr(&mut self, expression: &mut Expr) -> ControlFlow<Error> {
+        match expression {
+            Expr::Function(Function { over: Some(WindowType::WindowSpec(spec)), .. }) if self.depth == 0 => {
+                flow(write_out(spec, &self.known))
+            }
             _ => ControlFlow::Continue(()),
         }
-    };
-    let mut broken = visit_expressions_mut(&mut select.projection, &mut write);
-    if broken.is_continue() {
-        broken = visit_expressions_mut(&mut select.qualify, &mut write);
-    }
-    if broken.is_continue() {
-        broken = visit_expressions_mut(order_by, &mut write);
-    }
-    match broken {
-        ControlFlow::Break(error) => Err(error),
-        ControlFlow::Continue(()) => Ok(()),
     }
 }
 
@@ -221,11 +257,10 @@ fn shared_columns(select: &mut Select, order_by: &mut Option<OrderBy>) -> Result
     }
     let projection = std::mem::take(&mut select.projection);
     select.projection = projection.into_iter().flat_map(|item| merged.item(item)).collect();
-    for part in [&mut select.selection, &mut select.having, &mut select.qualify] {
-        let _ = part.visit(&mut merged);
-    }
-    let _ = select.group_by.visit(&mut merged);
-    let _ = select.named_window.visit(&mut merged);
+    // All else but FROM, where names are those of one side.
+    let from = std::mem::take(&mut select.from);
+    let _ = select.visit(&mut merged);
+    select.from = from;
     Ok(())
 }
 

@@ -24,9 +24,10 @@ impl ExprPlanner for TemporalOperators {
         let RawBinaryExpr { op, left, right } = &expr;
         let data_type = |side: &Expr| side.get_type(schema).unwrap_or(DataType::Null);
         let is_date = |side: &Expr| data_type(side) == DataType::Date32;
+        // The left side may be a long chain, whose type takes a while: it is asked for last.
         let planned = match op {
-            BinaryOperator::Minus if is_date(left) && is_date(right) => Some(minus(days_of(left), days_of(right))),
-            BinaryOperator::Plus | BinaryOperator::Minus if is_date(left) && has_time(right) => {
+            BinaryOperator::Minus if is_date(right) && is_date(left) => Some(minus(days_of(left), days_of(right))),
+            BinaryOperator::Plus | BinaryOperator::Minus if has_time(right) && is_date(left) => {
                 let operator = if *op == BinaryOperator::Plus { Operator::Plus } else { Operator::Minus };
                 Some(binary(cast(left.clone(), NANOS), operator, right.clone()))
             }

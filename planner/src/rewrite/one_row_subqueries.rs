@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use datafusion::common::Spans;
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::error::Result;
 use datafusion::logical_expr::expr::{Exists, InSubquery};
 use datafusion::logical_expr::{
-    Distinct, Expr, FetchType, LogicalPlan, LogicalPlanBuilder, Projection, SkipType, Subquery, lit,
+    Distinct, Expr, FetchType, LogicalPlan, LogicalPlanBuilder, Projection, SkipType, Subquery, lit, scalar_subquery,
 };
 use datafusion::optimizer::{ApplyOrder, OptimizerConfig, OptimizerRule};
 
@@ -43,20 +42,15 @@ fn as_value(expression: Expr) -> Result<Transformed<Expr>> {
         _ => return Ok(Transformed::no(expression)),
     };
     let Some(Row { plan, condition }) = row else { return Ok(Transformed::no(expression)) };
-    let is_there = condition.map(|condition| Expr::IsTrue(Box::new(value_of(condition))));
+    let is_there = condition.map(|condition| scalar_subquery(Arc::new(condition)).is_true());
     let holds = match expression {
         Expr::InSubquery(InSubquery { expr, .. }) => {
-            let equals = (*expr).eq(value_of(plan));
+            let equals = (*expr).eq(scalar_subquery(Arc::new(plan)));
             is_there.map_or(equals.clone(), |is_there| is_there.and(equals))
         }
         _ => is_there.unwrap_or(lit(true)),
     };
-    Ok(Transformed::yes(if negated { Expr::Not(Box::new(holds)) } else { holds }))
-}
-
-fn value_of(plan: LogicalPlan) -> Expr {
-    let outer_ref_columns = plan.all_out_ref_exprs();
-    Expr::ScalarSubquery(Subquery { subquery: Arc::new(plan), outer_ref_columns, spans: Spans::new() })
+    Ok(Transformed::yes(if negated { !holds } else { holds }))
 }
 
 /// What a subquery has one row of.

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
-use datafusion::common::{Column, DFSchema, ExprSchema, JoinType, ScalarValue, Spans, not_impl_err};
+use datafusion::common::{Column, DFSchema, ExprSchema, JoinType, ScalarValue, not_impl_err};
 use datafusion::error::Result;
 use datafusion::functions_aggregate::count::count;
 use datafusion::logical_expr::expr::{Exists, InSubquery};
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::utils::merge_schema;
 use datafusion::logical_expr::{
-    BinaryExpr, Expr, ExprSchemable, Filter, LogicalPlan, LogicalPlanBuilder, Operator, Subquery, lit, when,
+    BinaryExpr, Expr, ExprSchemable, Filter, LogicalPlan, LogicalPlanBuilder, Operator, Subquery, exists, lit,
+    scalar_subquery, when,
 };
 use datafusion::optimizer::{ApplyOrder, OptimizerConfig, OptimizerRule};
 
@@ -50,7 +51,7 @@ impl OptimizerRule for SubqueryPredicates {
             LogicalPlan::Filter(filter) => {
                 let schema = Arc::clone(filter.input.schema());
                 let place = Place { schema: &schema, by_counting: false };
-                let predicate = place.when_true(filter.predicate.clone(), true)?;
+                let predicate = place.when_it_is(true, filter.predicate.clone(), true)?;
                 if predicate == filter.predicate {
                     return Ok(Transformed::no(LogicalPlan::Filter(filter)));
                 }
@@ -81,45 +82,27 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// What is true where `expression` is, and false or NULL elsewhere. `is_alone`: it is a condition of its own.
+    /// What is true where `expression` is `wanted`, and false or NULL elsewhere. `is_alone`: it is a condition of its own.
     #[recursive::recursive]
-    fn when_true(self, expression: Expr, is_alone: bool) -> Result<Expr> {
+    fn when_it_is(self, wanted: bool, expression: Expr, is_alone: bool) -> Result<Expr> {
+        let or_not = |holds: Expr| if wanted { holds } else { !holds };
         if !has_in(&expression)? {
-            return Ok(expression);
+            return Ok(or_not(expression));
         }
         match expression {
-            Expr::BinaryExpr(BinaryExpr { left, op: Operator::And, right }) => {
-                Ok(self.when_true(*left, is_alone)?.and(self.when_true(*right, is_alone)?))
+            Expr::BinaryExpr(BinaryExpr { left, op: op @ (Operator::And | Operator::Or), right }) => {
+                // NOT (a OR b) is NOT a AND NOT b.
+                let are_both = (op == Operator::And) == wanted;
+                let side = |side: Expr| self.when_it_is(wanted, side, is_alone && are_both);
+                let (left, right) = (side(*left)?, side(*right)?);
+                Ok(if are_both { left.and(right) } else { left.or(right) })
             }
-            Expr::BinaryExpr(BinaryExpr { left, op: Operator::Or, right }) => {
-                Ok(self.when_true(*left, false)?.or(self.when_true(*right, false)?))
-            }
-            Expr::Not(negated) => self.when_false(*negated, is_alone),
-            Expr::InSubquery(InSubquery { negated: false, .. }) => Ok(expression),
-            Expr::InSubquery(InSubquery { expr, subquery, .. }) => self.when_not_in(*expr, subquery, is_alone),
-            other => self.exact(other).map(|exact| exact.data),
-        }
-    }
-
-    /// What is true where `expression` is false, and false or NULL elsewhere.
-    #[recursive::recursive]
-    fn when_false(self, expression: Expr, is_alone: bool) -> Result<Expr> {
-        if !has_in(&expression)? {
-            return Ok(!expression);
-        }
-        match expression {
-            Expr::BinaryExpr(BinaryExpr { left, op: Operator::And, right }) => {
-                Ok(self.when_false(*left, false)?.or(self.when_false(*right, false)?))
-            }
-            Expr::BinaryExpr(BinaryExpr { left, op: Operator::Or, right }) => {
-                Ok(self.when_false(*left, is_alone)?.and(self.when_false(*right, is_alone)?))
-            }
-            Expr::Not(negated) => self.when_true(*negated, is_alone),
-            Expr::InSubquery(InSubquery { expr, subquery, negated: true }) => {
+            Expr::Not(negated) => self.when_it_is(!wanted, *negated, is_alone),
+            Expr::InSubquery(InSubquery { expr, subquery, negated }) if negated != wanted => {
                 Ok(Expr::InSubquery(InSubquery { expr, subquery, negated: false }))
             }
             Expr::InSubquery(InSubquery { expr, subquery, .. }) => self.when_not_in(*expr, subquery, is_alone),
-            other => self.exact(other).map(|exact| !exact.data),
+            other => self.exact(other).map(|exact| or_not(exact.data)),
         }
     }
 
@@ -160,19 +143,17 @@ impl Place<'_> {
 
     /// Whether a subquery has rows.
     fn has_rows(self, plan: LogicalPlan) -> Result<Expr> {
-        let outer_ref_columns = plan.all_out_ref_exprs();
-        if !self.by_counting && !outer_ref_columns.is_empty() {
-            let subquery = Subquery { subquery: Arc::new(plan), outer_ref_columns, spans: Spans::new() };
-            return Ok(Expr::Exists(Exists { subquery, negated: false }));
+        let is_correlated = !plan.all_out_ref_exprs().is_empty();
+        if !self.by_counting && is_correlated {
+            return Ok(exists(Arc::new(plan)));
         }
         // An uncorrelated one runs once, before the plan around it.
         let mut rows = LogicalPlanBuilder::from(plan);
-        if outer_ref_columns.is_empty() {
+        if !is_correlated {
             rows = rows.limit(0, Some(1))?;
         }
         let counted = rows.aggregate(Vec::<Expr>::new(), [count(lit(1_i64))])?.build()?;
-        let subquery = Subquery { subquery: Arc::new(counted), outer_ref_columns, spans: Spans::new() };
-        Ok(Expr::ScalarSubquery(subquery).gt(lit(0_i64)))
+        Ok(scalar_subquery(Arc::new(counted)).gt(lit(0_i64)))
     }
 }
 

@@ -359,6 +359,8 @@ async fn dates_and_intervals_are_counted_in_days() {
         ("SELECT count(*) FROM o WHERE a - b > INTERVAL '7 days'", "1"),
         ("SELECT count(*) FROM o WHERE INTERVAL '1 day' <= a - b", "2"),
         ("SELECT count(*) FROM o WHERE a - b > INTERVAL '24 hours'", "1"),
+        ("SELECT count(*) FROM o WHERE a - b BETWEEN INTERVAL '2 days' AND INTERVAL '900 hours'", "1"),
+        ("SELECT count(*) FROM o WHERE a - b NOT BETWEEN INTERVAL '2 days' AND INTERVAL '2 months'", "1"),
         ("SELECT count(*) FROM o WHERE a - b >= INTERVAL '1 month'", "1"),
         ("SELECT INTERVAL '24 hours' = INTERVAL '1 day', INTERVAL '36 hours' > INTERVAL '1 day'", "true|true"),
         ("SELECT DATE '2024-01-01' + INTERVAL '36 hours'", "2024-01-02T12:00:00"),
@@ -390,6 +392,7 @@ async fn columns_of_using_are_those_of_either_side() {
         ("SELECT * FROM l RIGHT JOIN r USING (k) ORDER BY k DESC", "3||C\n2|b|B"),
         ("SELECT y FROM l RIGHT JOIN r USING (k) ORDER BY k DESC", "C\nB"),
         ("SELECT count(k), max(k) FROM l FULL JOIN r USING (k)", "3|3"),
+        ("SELECT DISTINCT ON (k) k, y FROM l FULL JOIN r USING (k) ORDER BY k DESC", "3|C\n2|B\n1|"),
         ("SELECT k, count(*) FROM l a FULL JOIN r AS b USING (k) GROUP BY k HAVING k > 1 ORDER BY k", "2|1\n3|1"),
         ("SELECT K + 1 AS n FROM l FULL JOIN r USING (k) WHERE k >= 2 ORDER BY n", "3\n4"),
         ("SELECT l.k, r.k FROM l FULL JOIN r USING (k) ORDER BY k", "1|\n2|2\n|3"),
@@ -428,6 +431,16 @@ async fn copies_windows_and_modifiers_are_not_read_over() {
         (sums("(w)", by_group), "10 30 30 70"),
         (sums("w", by_group), "10 30 30 70"),
         (sums("w2", "w AS (PARTITION BY g), w2 AS (w ORDER BY id DESC)"), "30 20 70 40"),
+        // A query in another one has windows of its own.
+        (
+            format!("SELECT id + (SELECT max(s) FROM ({}) i (s)) FROM w ORDER BY 1", sums("(w)", by_group)),
+            "71 72 73 74",
+        ),
+        (
+            "SELECT (SELECT max(x) OVER (w ORDER BY x) FROM (VALUES (7)) i (x) WINDOW w AS (PARTITION BY x)) FROM w LIMIT 1"
+                .to_owned(),
+            "7",
+        ),
         ("SELECT sum(v) FROM w GROUP BY g WITH ROLLUP ORDER BY 1".to_owned(), "30 70 100"),
         ("SELECT sum(v) FROM w GROUP BY g WITH CUBE ORDER BY 1".to_owned(), "30 70 100"),
         ("SELECT count(DISTINCT v > 15 IS TRUE) FROM w".to_owned(), "2"),
