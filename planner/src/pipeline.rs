@@ -10,8 +10,8 @@ use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::physical_plan::ExecutionPlan;
 
 use crate::rewrite::{
-    AggregateBeforeJoin, BroadcastJoins, CodeGroupKeys, CollectJoinKeys, KeepStates, OneRowSubqueries, PushFragment,
-    PushHaving, PushReduction, Pushable, ShareScans, SmallerBuildSides, SoundKeys, SoundSimplification,
+    AggregateBeforeJoin, BroadcastJoins, CodeGroupKeys, CollectJoinKeys, KeepStates, OneRowSubqueries, OpaqueCasts,
+    PushFragment, PushHaving, PushReduction, Pushable, ShareScans, SmallerBuildSides, SoundKeys, SoundSimplification,
     SubqueryPredicates, UnambiguousPushdown, UnorderedGroupingSets, YieldingJoins,
 };
 
@@ -46,12 +46,15 @@ impl Pipeline {
         rules.insert(0, Arc::new(UnorderedGroupingSets));
         let by_statistics = position(&rules, "aggregate_statistics").unwrap_or_default();
         rules.insert(by_statistics, Arc::new(PushFragment::new(Arc::clone(&pushable))));
+        let filtering = rules.iter().position(|rule| rule.name().starts_with(FILTER_PUSHDOWN)).unwrap_or(rules.len());
+        rules.insert(filtering, Arc::new(OpaqueCasts));
         let selected = position(&rules, "join_selection").map_or(rules.len(), |selection| selection + 1);
         rules.insert(selected, Arc::new(SmallerBuildSides));
         let combining = position(&rules, "CombinePartialFinalAggregate").unwrap_or(rules.len());
         rules.insert(combining, Arc::new(PushReduction::new(Arc::clone(&pushable))));
         rules.insert(combining + 1, Arc::new(PushHaving::new(Arc::clone(&pushable))));
         let linking = rules.iter().rposition(|rule| rule.name().starts_with(FILTER_PUSHDOWN)).unwrap_or(rules.len());
+        rules.push(Arc::new(OpaqueCasts));
         rules.push(Arc::new(ShareScans));
         rules.push(Arc::new(CollectJoinKeys::new(Arc::clone(&pushable))));
         rules.push(Arc::new(BroadcastJoins::new(pushable)));
@@ -94,7 +97,7 @@ pub(crate) fn is_check(rule: &Rule) -> bool {
 /// scans when join orders are chosen, and no repartitioning separates the two yet. What later rules push down still
 /// arrives: `LimitPushdown` gives limits to the scan by `with_fetch`, `ProjectionPushdown` hands over columns.
 ///
-/// [`UnambiguousPushdown`] is around each `FilterPushdown`.
+/// [`UnambiguousPushdown`] is around each `FilterPushdown`. [`OpaqueCasts`] comes before the first one, and after the last.
 ///
 /// [`SmallerBuildSides`] comes directly after `join_selection`, which it corrects.
 ///
@@ -158,7 +161,8 @@ mod tests {
         let ours = ["ShareScans", "CollectJoinKeys", "BroadcastJoins", "CodeGroupKeys", "KeepStates", "YieldingJoins"];
         assert_eq!(names[names.len() - 6..], ours);
         let last: Vec<_> = last_rules().iter().map(|rule| rule.name()).collect();
-        assert_eq!(last[..3], ["FilterPushdown(Post)", "SanityCheckPlan", "ShareScans"]);
+        assert_eq!(last[..4], ["FilterPushdown(Post)", "SanityCheckPlan", "OpaqueCasts", "ShareScans"]);
+        assert_eq!(position("OpaqueCasts") + 1, position("FilterPushdown"));
         assert_eq!(first_rules().len() + last.len(), rules.len());
         assert_eq!(linking_rules().len() + 1, last.len());
     }

@@ -14,14 +14,13 @@ use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{ScalarValue, exec_err};
 use datafusion::error::Result;
 use datafusion::logical_expr::{ColumnarValue, Operator};
-use datafusion::physical_expr::expressions::{BinaryExpr, CastExpr, Literal, TryCastExpr};
+use datafusion::physical_expr::expressions::{BinaryExpr, Literal};
 use datafusion::physical_expr::scalar_subquery::ScalarSubqueryExpr;
 use datafusion::physical_expr::simplifier::PhysicalExprSimplifier;
-use datafusion::physical_expr::utils::collect_columns;
 use datafusion::physical_expr::{PhysicalExpr, conjunction_opt, split_conjunction};
 use datafusion::physical_plan::aggregates::AggregateExec;
 
-use crate::rewrite::sound_simplification::is_lossy_cast;
+use crate::rewrite::opaque_casts::casts_rows_lossily;
 
 /// Whether an expression is nothing but the value of a subquery.
 pub(crate) fn is_subquery(expression: &Arc<dyn PhysicalExpr>) -> bool {
@@ -118,16 +117,7 @@ pub(crate) fn resolve(fragment: &Fragment) -> Result<Option<Resolved>> {
 /// A value next to constants makes one of all of them, which says more to statistics and is computed once.
 fn simplified(expression: Arc<dyn PhysicalExpr>, schema: &SchemaRef) -> Arc<dyn PhysicalExpr> {
     // What is compared with such a cast would be compared with what is cast ([`crate::rewrite::SoundSimplification`]).
-    let is_lossy = |part: &Arc<dyn PhysicalExpr>| {
-        let cast = part.downcast_ref::<CastExpr>().map(|cast| (cast.expr(), cast.cast_type(), false));
-        let cast =
-            cast.or_else(|| part.downcast_ref::<TryCastExpr>().map(|cast| (cast.expr(), cast.cast_type(), true)));
-        cast.is_some_and(|(from, to, may_fail)| {
-            let is_of_rows = !collect_columns(from).is_empty();
-            is_of_rows && from.data_type(schema).is_ok_and(|from| is_lossy_cast(&from, to, may_fail))
-        })
-    };
-    if expression.exists(|part| Ok(is_lossy(part))).unwrap_or(true) {
+    if expression.exists(|part| Ok(casts_rows_lossily(part, schema))).unwrap_or(true) {
         return expression;
     }
     PhysicalExprSimplifier::new(schema).simplify(Arc::clone(&expression)).unwrap_or(expression)

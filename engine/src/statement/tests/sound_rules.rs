@@ -457,3 +457,40 @@ async fn copies_windows_and_modifiers_are_not_read_over() {
         assert_eq!(error.code(), code, "{sql}: {error:?}");
     }
 }
+
+/// DataFusion's reader of Parquet files simplifies what it is asked for once more: `CAST(d AS INT) = 1` to `d = 1.00`.
+#[tokio::test]
+async fn casts_round_in_external_files_as_in_tables() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = format!("'{}'", folder.path().join("decimals.parquet").display());
+    let db = Database::with_files(FileAccess::Any).await;
+    let values = "SELECT CAST(value * 0.01 AS DECIMAL(10, 2)) AS d, 10000 - value AS x, 'k' || (value % 3) AS s \
+                  FROM generate_series(0, 9999) AS t(value)";
+    let set = "SET datafusion.execution.parquet.max_row_group_size = 1000";
+    db.run(&[set, &format!("COPY ({values}) TO {file}"), &format!("CREATE TABLE t AS SELECT * FROM {file}")]).await;
+    let statements = [
+        "SELECT count(*) FROM t WHERE CAST(d AS INT) = 1",
+        "SELECT count(*) FROM t WHERE CAST(d AS INT) <> 1",
+        "SELECT count(*) FROM t WHERE CAST(d AS INT) <= 1",
+        "SELECT count(*) FROM t WHERE 99 < CAST(d AS BIGINT)",
+        "SELECT count(*) FROM t WHERE NOT (CAST(d AS SMALLINT) = 7 AND s = 'k1')",
+        "SELECT count(*) FROM t WHERE CAST(d AS DECIMAL(6, 1)) = 3.1",
+        "SELECT count(*) FROM t WHERE (TRY_CAST(x AS TINYINT) = 5) IS NULL",
+        "SELECT count(*) FROM t WHERE CAST(d AS INT) IN (3, 8)",
+        "SELECT b, count(*) FROM (SELECT CAST(d AS INT) = 1 AS b FROM t) GROUP BY b ORDER BY b",
+        "SELECT CAST(d AS INT) = 1 AS b, x FROM t WHERE x BETWEEN 9840 AND 9850 ORDER BY x",
+        "SELECT x FROM t ORDER BY CAST(d AS INT), x LIMIT 3",
+        "SELECT x FROM t ORDER BY CAST(d AS INT) DESC, x LIMIT 3",
+        "SELECT count(*), sum(x) FROM t JOIN (VALUES (1), (9)) v(k) ON CAST(d AS INT) = k",
+        "SELECT max(x) FROM t GROUP BY CAST(d AS INT) HAVING CAST(d AS INT) = 5",
+    ];
+    for pushed in [false, true] {
+        db.run(&[&format!("SET datafusion.execution.parquet.pushdown_filters = {pushed}")]).await;
+        for sql in statements {
+            let of_file =
+                sql.replace("FROM t ", &format!("FROM {file} AS t ")).replace("FROM t)", &format!("FROM {file})"));
+            assert_eq!(db.rows(&of_file).await, db.rows(sql).await, "{of_file}, filters in the reader: {pushed}");
+        }
+    }
+    assert_eq!(db.rows(&format!("SELECT count(*) FROM {file} WHERE CAST(d AS INT) = 1")).await, ["100"]);
+}
