@@ -62,6 +62,7 @@ pub mod kept_plan;
 pub mod kept_results;
 mod kept_states;
 mod key_codes;
+mod merge_states;
 pub mod opaque;
 pub mod options;
 mod pass_through;
@@ -82,6 +83,7 @@ mod subquery_values;
 pub mod table;
 pub mod template;
 mod temporal_operators;
+mod window_shift;
 
 /// Consumers of memory that do without when they are refused.
 pub const OPTIONAL_CONSUMERS: [&str; 3] = [broadcast::CONSUMER, kept_results::CONSUMER, shared_scan::CONSUMER];

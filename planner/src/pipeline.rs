@@ -10,9 +10,9 @@ use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::physical_plan::ExecutionPlan;
 
 use crate::rewrite::{
-    AggregateBeforeJoin, BroadcastJoins, CodeGroupKeys, CollectJoinKeys, KeepStates, OneRowSubqueries, OpaqueCasts,
-    PushFragment, PushHaving, PushReduction, Pushable, ShareScans, SmallerBuildSides, SoundKeys, SoundSimplification,
-    SubqueryPredicates, UnambiguousPushdown, UnorderedGroupingSets, YieldingJoins,
+    AggregateBeforeJoin, BroadcastJoins, CodeGroupKeys, CollectJoinKeys, KeepStates, MergeByIntegers, OneRowSubqueries,
+    OpaqueCasts, PushFragment, PushHaving, PushReduction, Pushable, ShareScans, SmallerBuildSides, SoundKeys,
+    SoundSimplification, SubqueryPredicates, UnambiguousPushdown, UnorderedGroupingSets, YieldingJoins,
 };
 
 pub(crate) type Rule = Arc<dyn PhysicalOptimizerRule + Send + Sync>;
@@ -60,6 +60,7 @@ impl Pipeline {
         rules.push(Arc::new(BroadcastJoins::new(pushable)));
         rules.push(Arc::new(CodeGroupKeys));
         rules.push(Arc::new(KeepStates));
+        rules.push(Arc::new(MergeByIntegers));
         rules.push(Arc::new(YieldingJoins));
         let others = rules.iter().skip(linking).filter(|rule| !is_check(rule));
         Self { linking: others.cloned().collect(), first: linking, rules }
@@ -106,7 +107,7 @@ pub(crate) fn is_check(rule: &Rule) -> bool {
 ///
 /// [`ShareScans`] and then [`CollectJoinKeys`] come after the last `FilterPushdown`, which links joins and scans, and
 /// [`BroadcastJoins`] after them. [`CodeGroupKeys`] groups by codes what these have left to the coordinator, and
-/// [`KeepStates`] keeps what is grouped there.
+/// [`KeepStates`] keeps what is grouped there. [`MergeByIntegers`] follows it, which looks for aggregates.
 ///
 /// [`YieldingJoins`] comes last, since other rules look for joins directly below an operator.
 pub fn physical_optimizer_rules() -> Rules {
@@ -158,8 +159,16 @@ mod tests {
         assert_eq!(position("join_selection") + 1, position("SmallerBuildSides"));
         assert_eq!(position("PushReduction") + 1, position("PushHaving"));
         assert_eq!(position("PushHaving") + 1, position("CombinePartialFinalAggregate"));
-        let ours = ["ShareScans", "CollectJoinKeys", "BroadcastJoins", "CodeGroupKeys", "KeepStates", "YieldingJoins"];
-        assert_eq!(names[names.len() - 6..], ours);
+        let ours = [
+            "ShareScans",
+            "CollectJoinKeys",
+            "BroadcastJoins",
+            "CodeGroupKeys",
+            "KeepStates",
+            "MergeByIntegers",
+            "YieldingJoins",
+        ];
+        assert_eq!(names[names.len() - 7..], ours);
         let last: Vec<_> = last_rules().iter().map(|rule| rule.name()).collect();
         assert_eq!(last[..4], ["FilterPushdown(Post)", "SanityCheckPlan", "OpaqueCasts", "ShareScans"]);
         assert_eq!(position("OpaqueCasts") + 1, position("FilterPushdown"));

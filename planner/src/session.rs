@@ -17,6 +17,7 @@ use crate::options::AubadeOptions;
 use crate::pipeline::{logical_optimizer_rules, physical_optimizer_rules};
 use crate::rewrite::{MultisetOperations, SoundRelations};
 use crate::temporal_operators::TemporalOperators;
+use crate::window_shift::window_shifts;
 
 /// The settings that sessions start with; `SET` changes them.
 pub fn session_config(options: &PlannerOptions) -> SessionConfig {
@@ -74,9 +75,9 @@ pub fn session_state(config: SessionConfig, runtime: Arc<RuntimeEnv>) -> Session
 /// DataFusion with what it needs to mean by a query what SQL means, and no more: without tables of a cluster it plans as it
 /// does by itself.
 pub fn sound(builder: SessionStateBuilder) -> SessionStateBuilder {
+    let mut builder = builder.with_expr_planners(vec![Arc::new(TemporalOperators)]).with_default_features();
+    builder.window_functions().get_or_insert_default().extend(window_shifts());
     builder
-        .with_expr_planners(vec![Arc::new(TemporalOperators)])
-        .with_default_features()
         .with_relation_planners(vec![Arc::new(SoundRelations)])
         .with_analyzer_rule(Arc::new(MultisetOperations))
         .with_optimizer_rules(logical_optimizer_rules())

@@ -1,5 +1,7 @@
 //! What SQL says and DataFusion 55 reads otherwise, or reads over, in words that it reads as they are meant.
 
+mod precedence;
+
 use std::ops::ControlFlow;
 
 use aubade_proto::{Error, ErrorCode, Result};
@@ -16,8 +18,8 @@ use datafusion::sql::sqlparser::ast::{
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::parser::Parser;
 
-/// Rewrites a statement: windows over named windows, GROUP BY WITH ROLLUP and WITH CUBE, BETWEEN intervals, and the columns
-/// that RIGHT and FULL joins share by USING.
+/// Rewrites a statement: operators that bind otherwise, windows over named windows, GROUP BY WITH ROLLUP and WITH CUBE,
+/// BETWEEN intervals, and the columns that RIGHT and FULL joins share by USING.
 ///
 /// # Errors
 /// `NotSupported` for what would be read over: TABLESAMPLE, and shared columns of several joins; `SqlPlan` for windows that
@@ -58,6 +60,7 @@ impl VisitorMut for Standard {
     }
 
     fn post_visit_expr(&mut self, expression: &mut Expr) -> ControlFlow<Error> {
+        precedence::rebind(expression);
         // Comparisons with intervals are planned one by one (`TemporalOperators`).
         if let Expr::Between { expr, negated, low, high } = expression
             && matches!((low.as_ref(), high.as_ref()), (Expr::Interval(_), _) | (_, Expr::Interval(_)))

@@ -10,6 +10,7 @@ pub mod convert;
 pub mod error;
 pub mod fragment;
 pub mod id;
+pub mod integer_groups;
 pub mod membership;
 pub mod reduction;
 pub mod scan;
@@ -27,4 +28,4 @@ pub use segment::{NodeInfo, PutReceipt, ScrubProgress, SegmentDescription};
 
 /// The version of the storage protocol that this build speaks. It is another one whenever nodes hand out the rows of a
 /// fragment in another order or other pieces too: a scan goes on at another node where the first one ended.
-pub const STORAGE_PROTOCOL: u32 = 6;
+pub const STORAGE_PROTOCOL: u32 = 7;

@@ -62,6 +62,9 @@ pub(crate) const SKIP_AGGREGATION_RATIO: f64 = 0.8;
 /// Groups up to which a partial aggregate of a segment finds them by tables of its own, which then have 128 KiB for each
 /// key, and up to 256 KiB more for one of a dictionary. Not an option, for the reason of [`REDUCTION_BYTES_MAX`].
 pub(crate) const FEW_GROUPS_MAX: usize = 1_024;
+/// Integers between the smallest and the largest key of a segment up to which each can have 4 bytes of its own. Not an
+/// option, for the same reason.
+pub(crate) const PLACES_MAX: usize = 1 << 20;
 /// Places for pairs of a group by the keys before and a key of a dictionary, of 4 bytes each: pairs beyond are looked up.
 pub(crate) const PACKED_PLACES_MAX: usize = 1 << 16;
 /// Reduced rows of a segment up to which they are merged with those of other segments: what is

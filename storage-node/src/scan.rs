@@ -13,6 +13,7 @@
 //! reader holds some memory, never a thread. The task ends, and with it the work, when the reader
 //! is dropped, the deadline passes, or the node stops.
 
+mod among;
 mod bound;
 mod columns;
 mod decimal;

@@ -1,6 +1,7 @@
 //! Casts that round, kept from being taken off where external files are read.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
@@ -109,7 +110,7 @@ pub(crate) fn casts_rows_lossily(expression: &Arc<dyn PhysicalExpr>, schema: &Sc
 }
 
 /// A cast that only the one who evaluates it knows for one.
-#[derive(Debug, Hash, Eq)]
+#[derive(Debug)]
 struct OpaqueCast {
     cast: Arc<dyn PhysicalExpr>,
 }
@@ -117,6 +118,14 @@ struct OpaqueCast {
 impl PartialEq for OpaqueCast {
     fn eq(&self, other: &Self) -> bool {
         self.cast.eq(&other.cast)
+    }
+}
+
+impl Eq for OpaqueCast {}
+
+impl Hash for OpaqueCast {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.cast.hash(state);
     }
 }
 

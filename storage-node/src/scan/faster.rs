@@ -7,6 +7,7 @@ use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::error::Result;
 use datafusion::physical_expr::PhysicalExpr;
 
+use super::among::AmongTexts;
 use super::decimal::NarrowDecimal;
 use super::like::CompiledLike;
 use super::range::in_range;
@@ -17,6 +18,8 @@ pub(super) fn faster(expression: Arc<dyn PhysicalExpr>, schema: &Schema) -> Resu
     let replaced = expression.transform_up(|part| {
         let replaced = if let Some(compiled) = CompiledLike::of(&part) {
             compiled.in_place_of(part)
+        } else if let Some(among) = AmongTexts::of(&part).filter(|among| among.is_over_views(schema)) {
+            among.in_place_of(part)
         } else if let Some(range) = in_range(&part, schema) {
             range
         } else if let Some(narrow) = NarrowDecimal::of(&part, schema) {

@@ -5,15 +5,15 @@
 //! aggregation over sorted input; here what comes decides, and DataFusion's operator goes on where neither fits.
 
 mod few;
-mod integers;
 mod packed;
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions, UInt32Array};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions};
 use arrow::compute::{concat, take};
 use arrow::datatypes::{BinaryViewType, DataType, FieldRef, SchemaRef, StringViewType};
+use aubade_proto::integer_groups::{IntegerGroups, first_rows, is_integer};
 use aubade_proto::{Error, Reduction, Result};
 use datafusion::logical_expr::{EmitTo, GroupsAccumulator};
 use datafusion::physical_expr::PhysicalExpr;
@@ -23,35 +23,8 @@ use datafusion::physical_expr::utils::collect_columns;
 use datafusion::physical_plan::aggregates::AggregateExec;
 
 use self::few::Table;
-use self::integers::Integers;
 use super::packed::unpacked;
-use crate::limits::{SKIP_AGGREGATION_RATIO, SKIP_AGGREGATION_ROWS};
-
-/// `$body` with the values of an array of integers, or of what is stored in as many bytes; false where it is neither.
-macro_rules! of_integers {
-    ($array:expr, |$values:ident| $body:expr) => {{
-        let data = arrow::array::Array::to_data($array);
-        let (buffer, rows) = (data.buffers().first(), data.offset()..data.offset() + data.len());
-        match (buffer, data.data_type().primitive_width()) {
-            (Some(buffer), Some(1)) => of_integers!(buffer, rows, i8, |$values| $body),
-            (Some(buffer), Some(2)) => of_integers!(buffer, rows, i16, |$values| $body),
-            (Some(buffer), Some(4)) => of_integers!(buffer, rows, i32, |$values| $body),
-            (Some(buffer), Some(8)) => of_integers!(buffer, rows, i64, |$values| $body),
-            _ => false,
-        }
-    }};
-    ($buffer:ident, $rows:ident, $native:ty, |$values:ident| $body:expr) => {
-        match $buffer.typed_data::<$native>().get($rows) {
-            Some($values) => $body,
-            None => false,
-        }
-    };
-}
-use of_integers;
-
-fn wide(value: impl Into<i64>) -> i64 {
-    value.into()
-}
+use crate::limits::{PLACES_MAX, SKIP_AGGREGATION_RATIO, SKIP_AGGREGATION_ROWS};
 
 /// What is grouped and how, for each segment anew.
 pub(super) struct GroupingPlan {
@@ -118,7 +91,7 @@ impl GroupingPlan {
             Ok(Aggregate { arguments: function.expressions(), filter: filter.clone(), accumulator })
         });
         let finder = match self.by_integer {
-            true => Finder::Integers(Integers::default()),
+            true => Finder::Integers(IntegerGroups::new(PLACES_MAX)),
             false => Finder::Few(self.keys.iter().map(|_| Table::new()).collect()),
         };
         Ok(Grouping {
@@ -135,17 +108,6 @@ impl GroupingPlan {
             schema: Arc::clone(&self.schema),
         })
     }
-}
-
-/// Whether values of a type are integers in memory.
-fn is_integer(data_type: &DataType) -> bool {
-    use DataType::{
-        Date32, Date64, Decimal32, Decimal64, Duration, Int8, Int16, Int32, Int64, Time32, Time64, Timestamp, UInt8,
-        UInt16, UInt32, UInt64,
-    };
-    let is_integer = matches!(data_type, Int8 | Int16 | Int32 | Int64 | UInt8 | UInt16 | UInt32 | UInt64);
-    let is_time = matches!(data_type, Date32 | Date64 | Time32(_) | Time64(_) | Timestamp(_, _) | Duration(_));
-    is_integer || is_time || matches!(data_type, Decimal32(_, _) | Decimal64(_, _))
 }
 
 /// Whether a table for few groups takes keys of a type.
@@ -179,7 +141,7 @@ fn evaluated(expression: &Arc<dyn PhysicalExpr>, batch: &RecordBatch) -> Result<
 enum Finder {
     /// A table for each key, of what keys up to it are.
     Few(Vec<Table>),
-    Integers(Integers),
+    Integers(IntegerGroups),
 }
 
 impl Finder {
@@ -197,7 +159,7 @@ impl Finder {
     fn count(&self) -> usize {
         match self {
             Self::Few(tables) => tables.last().map_or(0, |table| table.count),
-            Self::Integers(integers) => integers.count,
+            Self::Integers(integers) => integers.count(),
         }
     }
 
@@ -244,14 +206,7 @@ impl Grouping {
         self.rows = self.rows.saturating_add(batch.num_rows());
         let before = std::mem::replace(&mut self.count, self.finder.count());
         if self.count > before {
-            // Numbers are given in the order of the rows.
-            let mut next = before;
-            let first = self.numbers.iter().zip(0_u32..).filter_map(|(number, row)| {
-                let is_first = *number == next;
-                next += usize::from(is_first);
-                is_first.then_some(row)
-            });
-            let first = UInt32Array::from_iter_values(first);
+            let first = first_rows(&self.numbers, before);
             for (values, key) in self.values.iter_mut().zip(&keys) {
                 let fresh = without_pages(unpacked(&take(key, &first, None)?)?);
                 self.values_bytes = self.values_bytes.saturating_add(fresh.get_array_memory_size());

@@ -494,3 +494,68 @@ async fn casts_round_in_external_files_as_in_tables() {
     }
     assert_eq!(db.rows(&format!("SELECT count(*) FROM {file} WHERE CAST(d AS INT) = 1")).await, ["100"]);
 }
+
+/// `lead` of DataFusion 55 leaves out the last values that are not null, where it looks more than one ahead.
+#[tokio::test]
+async fn lead_looks_at_all_values_that_are_not_null() {
+    let db = Database::open().await;
+    let values = "(1, 10), (2, NULL), (3, 30), (4, NULL), (5, 50), (6, 60), (7, NULL), (8, 80)";
+    db.run(&[&format!("CREATE TABLE t AS SELECT i % 1 AS p, * FROM (VALUES {values}) v(i, x)")]).await;
+    for (call, expected) in [
+        ("lead(x, 2) IGNORE NULLS", "50|50|60|60|80|NULL|NULL|NULL"),
+        ("lead(x, 3) IGNORE NULLS", "60|60|80|80|NULL|NULL|NULL|NULL"),
+        ("lead(x, 2, -1) IGNORE NULLS", "50|50|60|60|80|-1|-1|-1"),
+        ("LEAD(x, 2 IGNORE NULLS)", "50|50|60|60|80|NULL|NULL|NULL"),
+        ("lead(x, 1) IGNORE NULLS", "30|30|50|50|60|80|80|NULL"),
+        ("lead(x) IGNORE NULLS", "30|30|50|50|60|80|80|NULL"),
+        ("lead(x, -2) IGNORE NULLS", "NULL|NULL|NULL|10|10|30|50|50"),
+        ("lag(x, 2) IGNORE NULLS", "NULL|NULL|NULL|10|10|30|50|50"),
+        ("lead(x, 2)", "30|NULL|50|60|NULL|80|NULL|NULL"),
+    ] {
+        for window in ["ORDER BY i", "PARTITION BY p ORDER BY i ASC NULLS FIRST", "ORDER BY -i DESC"] {
+            let sql = format!("SELECT {call} OVER ({window}) FROM t ORDER BY i");
+            assert_eq!(db.rows(&sql).await.join("|"), expected, "{sql}");
+        }
+    }
+    // One sort serves both: the one or the other looks from the end.
+    for (first, second) in [("lead", "lag"), ("lag", "lead")] {
+        for order in ["ASC", "DESC"] {
+            let call = |function: &str, order: &str| format!("{function}(x, 2) IGNORE NULLS OVER (ORDER BY i {order})");
+            let [up, down] = [call(first, "ASC"), call(second, "DESC")];
+            let sql = format!("SELECT i, {up}, {down}, sum(x) OVER (ORDER BY i {order}) FROM t ORDER BY i");
+            let rows: Vec<Vec<String>> =
+                db.rows(&sql).await.iter().map(|row| row.split('|').map(str::to_owned).collect()).collect();
+            assert!(rows.iter().all(|row| row[1] == row[2]), "{sql}: {rows:?}");
+            let expected = db.rows(&format!("SELECT {up} FROM t ORDER BY i")).await;
+            assert_eq!(rows.iter().map(|row| row[1].clone()).collect::<Vec<_>>(), expected, "{sql}");
+        }
+    }
+    let named = "SELECT lead(x, 2) IGNORE NULLS OVER w FROM t WINDOW w AS (ORDER BY i) ORDER BY i";
+    assert_eq!(db.rows(named).await, ["50", "50", "60", "60", "80", "NULL", "NULL", "NULL"]);
+    // A limit leaves what they look at.
+    for (call, expected) in [("lead(x) IGNORE NULLS", "30"), ("lead(x, 4)", "50"), ("lag(x, -4)", "50")] {
+        let rows = "ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW";
+        let sql = format!("SELECT {call} OVER (ORDER BY i {rows}) FROM t ORDER BY i LIMIT 1");
+        assert_eq!(db.rows(&sql).await, [expected], "{sql}");
+    }
+}
+
+/// The parser takes all that follows for the right side of IS DISTINCT FROM, and has `||` bind like `*`.
+#[tokio::test]
+async fn operators_bind_as_in_postgresql() {
+    let db = Database::open().await;
+    db.run(&["CREATE TABLE t AS SELECT * FROM (VALUES (1, 2, true), (1, 1, true), (3, NULL, false)) v(a, b, c)"]).await;
+    for (sql, expected) in [
+        ("SELECT count(*) FROM t WHERE a IS DISTINCT FROM b AND a = 1", "1"),
+        ("SELECT count(*) FROM t WHERE a IS NOT DISTINCT FROM b OR a = 3 AND c", "1"),
+        ("SELECT count(*) FROM t WHERE c IS DISTINCT FROM true AND a = 3 OR b = 2", "2"),
+        ("SELECT count(*) FROM t WHERE NOT c IS DISTINCT FROM true AND b = 1", "1"),
+        ("SELECT count(*) FROM t x JOIN t y ON x.b IS NOT DISTINCT FROM y.b AND x.a = y.a", "3"),
+        ("SELECT 'k' || a % 2 || '-' || a + 1 FROM t WHERE b IS NULL", "k1-4"),
+        ("SELECT a - 1 || 'x' FROM t WHERE b IS NULL", "2x"),
+    ] {
+        assert_eq!(db.rows(sql).await, [expected], "{sql}");
+    }
+    db.run(&["CREATE VIEW v AS SELECT 'k' || a * 2 AS k FROM t WHERE a IS DISTINCT FROM b AND NOT c"]).await;
+    assert_eq!(db.rows("SELECT k FROM v").await, ["k6"]);
+}

@@ -7,8 +7,9 @@ use arrow::datatypes::{
     UInt16Type,
 };
 
+use aubade_proto::of_integers;
+
 use super::packed::KeyPlaces;
-use super::{of_integers, wide};
 use crate::limits::{FEW_GROUPS_MAX, INLINE_BYTES};
 
 /// Places in a table at first.
@@ -64,7 +65,7 @@ impl Table {
                 self.number_words(numbers, array.nulls(), values.iter().map(u128::from))
             }
             _ => of_integers!(array, |values| {
-                self.number_words(numbers, array.nulls(), values.iter().map(|value| u128::from(wide(*value) as u64)))
+                self.number_words(numbers, array.nulls(), values.iter().map(|value| word(*value)))
             }),
         }
     }
@@ -189,6 +190,11 @@ impl Table {
         }
         slots.get_mut(place)
     }
+}
+
+/// The bits of an integer.
+fn word(value: impl Into<i64>) -> u128 {
+    u128::from(value.into() as u64)
 }
 
 /// Where to look for a word first, before it is cut to the number of places.
