@@ -46,8 +46,6 @@ impl Pipeline {
         rules.insert(0, Arc::new(UnorderedGroupingSets));
         let by_statistics = position(&rules, "aggregate_statistics").unwrap_or_default();
         rules.insert(by_statistics, Arc::new(PushFragment::new(Arc::clone(&pushable))));
-        let filtering = rules.iter().position(|rule| rule.name().starts_with(FILTER_PUSHDOWN)).unwrap_or(rules.len());
-        rules.insert(filtering, Arc::new(OpaqueCasts));
         let selected = position(&rules, "join_selection").map_or(rules.len(), |selection| selection + 1);
         rules.insert(selected, Arc::new(SmallerBuildSides));
         let combining = position(&rules, "CombinePartialFinalAggregate").unwrap_or(rules.len());
@@ -98,7 +96,7 @@ pub(crate) fn is_check(rule: &Rule) -> bool {
 /// scans when join orders are chosen, and no repartitioning separates the two yet. What later rules push down still
 /// arrives: `LimitPushdown` gives limits to the scan by `with_fetch`, `ProjectionPushdown` hands over columns.
 ///
-/// [`UnambiguousPushdown`] is around each `FilterPushdown`. [`OpaqueCasts`] comes before the first one, and after the last.
+/// [`UnambiguousPushdown`] is around each `FilterPushdown`. [`OpaqueCasts`] comes after the last.
 ///
 /// [`SmallerBuildSides`] comes directly after `join_selection`, which it corrects.
 ///
@@ -171,7 +169,6 @@ mod tests {
         assert_eq!(names[names.len() - 7..], ours);
         let last: Vec<_> = last_rules().iter().map(|rule| rule.name()).collect();
         assert_eq!(last[..4], ["FilterPushdown(Post)", "SanityCheckPlan", "OpaqueCasts", "ShareScans"]);
-        assert_eq!(position("OpaqueCasts") + 1, position("FilterPushdown"));
         assert_eq!(first_rules().len() + last.len(), rules.len());
         assert_eq!(linking_rules().len() + 1, last.len());
     }

@@ -5,7 +5,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::{FieldRef, Schema};
+use arrow::datatypes::{FieldRef, Schema, SchemaRef};
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
 use datafusion::datasource::physical_plan::{FileScanConfigBuilder, ParquetSource};
@@ -14,11 +14,12 @@ use datafusion::error::Result;
 use datafusion::logical_expr::ColumnarValue;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::{CastExpr, TryCastExpr};
-use datafusion::physical_expr::projection::ProjectionExpr;
 use datafusion::physical_expr::utils::collect_columns;
+use datafusion::physical_expr_adapter::{
+    DefaultPhysicalExprAdapterFactory, PhysicalExprAdapter, PhysicalExprAdapterFactory,
+};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::ExecutionPlan;
-use datafusion::physical_plan::projection::ProjectionExec;
 
 use super::sound_simplification::is_lossy_cast;
 
@@ -26,21 +27,17 @@ use super::sound_simplification::is_lossy_cast;
 ///
 /// When it opens a file, the reader simplifies its predicate and what it computes once more
 /// (`PhysicalExprSimplifier`), by which `CAST(d AS INT) = 1` becomes `d = 1.00`: [`super::SoundSimplification`] keeps
-/// DataFusion from that in plans, and this rule does so in files. It comes before projections are merged into the reader,
-/// and once more after the last filter was handed to it.
+/// DataFusion from that in plans, and this rule does so in files. Directly before, the reader adapts expressions to what a
+/// file has, where casts may come in: then they are hidden. Whole files it leaves out by the predicate of the plan, which
+/// it simplifies as well. The rule comes after the last filter was handed to the reader.
 #[derive(Debug)]
 pub struct OpaqueCasts;
 
 impl PhysicalOptimizerRule for OpaqueCasts {
     fn optimize(&self, plan: Arc<dyn ExecutionPlan>, _config: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
-        if !reads_parquet(&plan) {
-            return Ok(plan);
-        }
         plan.transform_up(|plan| {
-            if let Some(projection) = plan.downcast_ref::<ProjectionExec>() {
-                return Ok(hide_in_projection(projection)?.map_or_else(|| Transformed::no(plan), Transformed::yes));
-            }
-            Ok(hide_in_predicate(&plan)?.map_or_else(|| Transformed::no(plan), Transformed::yes))
+            let Some(scan) = plan.downcast_ref::<DataSourceExec>() else { return Ok(Transformed::no(plan)) };
+            Ok(hide_from(scan)?.map_or_else(|| Transformed::no(plan), |scan| Transformed::yes(Arc::new(scan) as _)))
         })
         .data()
     }
@@ -54,40 +51,41 @@ impl PhysicalOptimizerRule for OpaqueCasts {
     }
 }
 
-#[recursive::recursive]
-fn reads_parquet(plan: &Arc<dyn ExecutionPlan>) -> bool {
-    let is_reader = |scan: &DataSourceExec| scan.downcast_to_file_source::<ParquetSource>().is_some();
-    plan.downcast_ref::<DataSourceExec>().is_some_and(is_reader) || plan.children().into_iter().any(reads_parquet)
-}
-
-/// `None` where there is nothing to hide, or no file from which to hide it.
-fn hide_in_projection(projection: &ProjectionExec) -> Result<Option<Arc<dyn ExecutionPlan>>> {
-    let schema = projection.input().schema();
-    let mut is_any = false;
-    let columns = projection.expr().iter().map(|column| {
-        let hidden = hide(&column.expr, &schema)?;
-        is_any |= hidden.transformed;
-        Ok(ProjectionExpr { expr: hidden.data, alias: column.alias.clone() })
-    });
-    let columns = columns.collect::<Result<Vec<_>>>()?;
-    if !is_any || !reads_parquet(projection.input()) {
-        return Ok(None);
-    }
-    Ok(Some(Arc::new(ProjectionExec::try_new(columns, Arc::clone(projection.input()))?)))
-}
-
-/// `None` where `plan` is no reader, or there is nothing to hide.
-fn hide_in_predicate(plan: &Arc<dyn ExecutionPlan>) -> Result<Option<Arc<dyn ExecutionPlan>>> {
-    let Some(scan) = plan.downcast_ref::<DataSourceExec>() else { return Ok(None) };
+/// `None` where that reads no Parquet files, or nothing can be seen any more.
+fn hide_from(scan: &DataSourceExec) -> Result<Option<DataSourceExec>> {
     let Some((config, source)) = scan.downcast_to_file_source::<ParquetSource>() else { return Ok(None) };
-    let Some(predicate) = config.file_source().filter() else { return Ok(None) };
-    let hidden = hide(&predicate, config.file_source().table_schema().table_schema())?;
-    if !hidden.transformed {
+    if config.expr_adapter_factory.is_some() {
         return Ok(None);
     }
-    let source = Arc::new(source.with_predicate(hidden.data));
-    let config = FileScanConfigBuilder::from(config.clone()).with_source(source).build();
-    Ok(Some(Arc::new(scan.clone().with_data_source(Arc::new(config)))))
+    let mut builder = FileScanConfigBuilder::from(config.clone()).with_expr_adapter(Some(Arc::new(OpaqueAdapters)));
+    if let Some(predicate) = config.file_source().filter() {
+        let hidden = hide(&predicate, config.file_source().table_schema().table_schema())?;
+        builder = builder.with_source(Arc::new(source.with_predicate(hidden.data)));
+    }
+    Ok(Some(scan.clone().with_data_source(Arc::new(builder.build()))))
+}
+
+/// Adapts expressions to files as DataFusion does by itself, and hides casts in what that has made of them.
+#[derive(Debug)]
+struct OpaqueAdapters;
+
+impl PhysicalExprAdapterFactory for OpaqueAdapters {
+    fn create(&self, table: SchemaRef, file: SchemaRef) -> Result<Arc<dyn PhysicalExprAdapter>> {
+        let adapter = DefaultPhysicalExprAdapterFactory.create(table, Arc::clone(&file))?;
+        Ok(Arc::new(OpaqueAdapter { adapter, file }))
+    }
+}
+
+#[derive(Debug)]
+struct OpaqueAdapter {
+    adapter: Arc<dyn PhysicalExprAdapter>,
+    file: SchemaRef,
+}
+
+impl PhysicalExprAdapter for OpaqueAdapter {
+    fn rewrite(&self, expression: Arc<dyn PhysicalExpr>) -> Result<Arc<dyn PhysicalExpr>> {
+        hide(&self.adapter.rewrite(expression)?, &self.file).data()
+    }
 }
 
 fn hide(expression: &Arc<dyn PhysicalExpr>, schema: &Schema) -> Result<Transformed<Arc<dyn PhysicalExpr>>> {

@@ -493,6 +493,15 @@ async fn casts_round_in_external_files_as_in_tables() {
         }
     }
     assert_eq!(db.rows(&format!("SELECT count(*) FROM {file} WHERE CAST(d AS INT) = 1")).await, ["100"]);
+    // The reader puts casts in itself, where a table is declared with other types than its files have.
+    let declared = format!("CREATE EXTERNAL TABLE e (d INT, x BIGINT) STORED AS PARQUET LOCATION {file}");
+    db.run(&[&declared]).await;
+    for pushed in [false, true] {
+        db.run(&[&format!("SET datafusion.execution.parquet.pushdown_filters = {pushed}")]).await;
+        assert_eq!(db.rows("SELECT count(*) FROM e WHERE d = 1").await, ["100"], "{pushed}");
+        assert_eq!(db.rows("SELECT d, d = 1 FROM e WHERE x = 9860").await, ["1|true"], "{pushed}");
+        assert_eq!(db.rows("SELECT count(*) FROM e JOIN (VALUES (1)) v(k) ON d = k").await, ["100"], "{pushed}");
+    }
 }
 
 /// `lead` of DataFusion 55 leaves out the last values that are not null, where it looks more than one ahead.
