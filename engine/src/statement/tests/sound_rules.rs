@@ -523,7 +523,8 @@ async fn lead_looks_at_all_values_that_are_not_null() {
     ] {
         for window in ["ORDER BY i", "PARTITION BY p ORDER BY i ASC NULLS FIRST", "ORDER BY -i DESC"] {
             let sql = format!("SELECT {call} OVER ({window}) FROM t ORDER BY i");
-            assert_eq!(db.rows(&sql).await.join("|"), expected, "{sql}");
+            // A null is shown as nothing.
+            assert_eq!(db.rows(&sql).await.join("|"), expected.replace("NULL", ""), "{sql}");
         }
     }
     // One sort serves both: the one or the other looks from the end.
@@ -540,7 +541,7 @@ async fn lead_looks_at_all_values_that_are_not_null() {
         }
     }
     let named = "SELECT lead(x, 2) IGNORE NULLS OVER w FROM t WINDOW w AS (ORDER BY i) ORDER BY i";
-    assert_eq!(db.rows(named).await, ["50", "50", "60", "60", "80", "NULL", "NULL", "NULL"]);
+    assert_eq!(db.rows(named).await, ["50", "50", "60", "60", "80", "", "", ""]);
     // A limit leaves what they look at.
     for (call, expected) in [("lead(x) IGNORE NULLS", "30"), ("lead(x, 4)", "50"), ("lag(x, -4)", "50")] {
         let rows = "ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW";
