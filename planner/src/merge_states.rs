@@ -1,5 +1,5 @@
-//! The last stage of an aggregate by one integer. DataFusion's operator hashes and compares keys; most often they lie so
-//! near to one another that each can have a place of its own.
+//! The last stage of an aggregate by one integer. DataFusion's operator hashes and compares keys; where they lie near to
+//! one another, each can have a place of its own.
 
 use std::fmt;
 use std::sync::Arc;
@@ -140,9 +140,13 @@ impl ExecutionPlan for MergeStatesExec {
         let mut metrics = self.metrics.clone_inner();
         for operator in self.spilling.lock().iter() {
             let more = operator.metrics();
-            // Its rows are ours.
-            let is_other = |metric: &&Arc<Metric>| !matches!(metric.value(), MetricValue::OutputRows(_));
-            more.iter().flat_map(MetricsSet::iter).filter(is_other).for_each(|metric| metrics.push(Arc::clone(metric)));
+            // What it yields is what this one does.
+            let is_output = |metric: &Metric| {
+                use MetricValue::{OutputBatches, OutputBytes, OutputRows};
+                matches!(metric.value(), OutputRows(_) | OutputBytes(_) | OutputBatches(_))
+            };
+            let others = more.iter().flat_map(MetricsSet::iter).filter(|metric| !is_output(metric));
+            others.for_each(|metric| metrics.push(Arc::clone(metric)));
         }
         Some(metrics)
     }
@@ -480,6 +484,10 @@ mod tests {
                     // Few groups always have room.
                     assert_eq!(handed_on > 0, gives_up && rows > 5_000, "{shown} {memory_bytes}");
                     assert_eq!(metrics.spill_count().is_some(), handed_on > 0, "{shown} {memory_bytes}");
+                    for output in ["output_rows", "output_bytes", "output_batches"] {
+                        let told = metrics.iter().filter(|metric| metric.value().name() == output).count();
+                        assert_eq!(told, 2, "{output}, once for each partition: {shown} {memory_bytes}");
+                    }
                 }
                 assert_eq!(context.runtime_env().memory_pool.reserved(), 0);
             }

@@ -6,8 +6,8 @@ use arrow::buffer::NullBuffer;
 use arrow::datatypes::DataType;
 use datafusion::common::HashMap;
 
-/// Places of 4 bytes each for each group and row of a batch, at most: one that is found at its place is found several times
-/// as fast as in a hash map, where an entry takes some 30 bytes. Not an option: what a node sends depends on it.
+/// Places of 4 bytes each for each group and row of a batch, at most: what is scarce takes less room in a hash map. Not an
+/// option: what a node sends depends on it.
 const PLACES_PER_ROW_MAX: usize = 32;
 
 /// `$body` with the values of an array of integers, or of what is stored in as many bytes; false where it is neither.

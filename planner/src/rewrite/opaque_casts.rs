@@ -35,6 +35,9 @@ pub struct OpaqueCasts;
 
 impl PhysicalOptimizerRule for OpaqueCasts {
     fn optimize(&self, plan: Arc<dyn ExecutionPlan>, _config: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
+        if !plan.exists(|node| Ok(node.is::<DataSourceExec>()))? {
+            return Ok(plan);
+        }
         plan.transform_up(|plan| {
             let Some(scan) = plan.downcast_ref::<DataSourceExec>() else { return Ok(Transformed::no(plan)) };
             Ok(hide_from(scan)?.map_or_else(|| Transformed::no(plan), |scan| Transformed::yes(Arc::new(scan) as _)))

@@ -16,7 +16,7 @@ use datafusion::scalar::ScalarValue;
 use super::replaced::Evaluation;
 use crate::limits::INLINE_BYTES;
 
-/// Texts that are compared one after another; of more, a hash is found sooner.
+/// Texts at most: each row is compared with all of them. More are left to DataFusion, which hashes them.
 const TEXTS_MAX: usize = 16;
 /// Bytes of any text that are in its view.
 const PREFIX_BYTES: usize = 4;
