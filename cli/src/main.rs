@@ -1,5 +1,6 @@
 //! The one binary of Aubade: every role of the cluster, the SQL shell and the tools.
 
+mod allocator;
 mod benchmark;
 mod command;
 mod connect;
@@ -21,14 +22,9 @@ use std::time::Duration;
 use aubade_environment::Environment;
 use aubade_proto::{ErrorCode, Result, ResultExt};
 use clap::Parser;
-use mimalloc::MiMalloc;
 use tracing_subscriber::EnvFilter;
 
 use command::Command;
-
-/// Batches and their buffers come and go by the megabyte on every thread, and are often freed on another one.
-#[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Time for blocking work (a read of a file, a terminal that waits for a line) to end at exit.
 const EXIT_GRACE: Duration = Duration::from_secs(1);

@@ -11,9 +11,10 @@
 //! ```
 //! The loader reads from the second tier, a local disk ([`disk`]), before it asks a node.
 //!
-//! What is kept follows the weighted policy of FlexPushdownDB (Yang et al., VLDB 2021): how often a column was wanted,
-//! times what it costs not to have it (time at storage, and bytes over the wire), per byte that it takes. What was wanted
-//! long ago counts less and less, so that a single scan of a large table displaces nothing that is in use.
+//! What is kept follows the weighted policy of FlexPushdownDB (Yang et al., VLDB 2021), over the columns that scans read
+//! together: how often they were wanted, times what it costs not to have them (time at storage, and bytes over the wire),
+//! per byte that they take. What was wanted long ago counts less and less, so that a single scan of a large table displaces
+//! nothing that is in use.
 
 mod client;
 mod disk;
@@ -45,24 +46,22 @@ pub(crate) use load::{Loader, load_table};
 use pins::PinningId;
 use state::{ColumnOfSegment, State};
 pub use worth::BufferPoolPolicy;
-use worth::{Worth, estimated_bytes};
+pub(crate) use worth::ColumnSet;
+use worth::estimated_bytes;
 
-use crate::limits::{BUFFER_POOL_PAST_MAX, BUFFER_POOL_QUEUE};
+use crate::limits::{BUFFER_POOL_KEPT_MAX, BUFFER_POOL_QUEUE};
 use crate::memory_pool::Lender;
 
 /// See the module's doc.
 #[derive(Debug)]
 pub(crate) struct BufferPool {
     bytes_max: usize,
-    policy: BufferPoolPolicy,
     runner: Arc<FragmentRunner>,
     /// The second tier.
     disk: Option<Arc<DiskTier>>,
     state: Mutex<State>,
     /// Loads that are under way.
     flights: Flights,
-    /// What columns that are not here were worth when they were last wanted.
-    past: Cache<ColumnOfSegment, Worth>,
     /// Whether a node is thought to have the result of a fragment over a segment.
     kept_at_nodes: Cache<(SegmentId, FragmentKey), bool>,
     wanted: mpsc::Sender<Wanted>,
@@ -73,33 +72,12 @@ pub(crate) struct BufferPool {
 pub(crate) struct Wanted {
     table: Arc<TableOfPool>,
     segment: Arc<SegmentEntry>,
-    /// With what they are worth.
-    columns: Vec<(Arc<str>, Worth)>,
+    columns: ColumnSet,
 }
 
 impl Wanted {
-    /// Columns of a segment that no scan has missed.
-    fn of_unknown_worth(
-        pool: &BufferPool,
-        table: &Arc<TableOfPool>,
-        segment: &Arc<SegmentEntry>,
-        columns: &[Arc<str>],
-    ) -> Self {
-        let worth = |name: &str| Worth::unknown(table.estimated_bytes(name, segment.rows), pool.policy);
-        let of = |name: &Arc<str>| (Arc::clone(name), worth(name));
-        Self { table: Arc::clone(table), segment: Arc::clone(segment), columns: columns.iter().map(of).collect() }
-    }
-
-    fn names(&self) -> Vec<Arc<str>> {
-        self.columns.iter().map(|(name, _)| Arc::clone(name)).collect()
-    }
-
     fn keys(&self) -> Vec<ColumnOfSegment> {
-        self.columns.iter().map(|(name, _)| (self.segment.id, Arc::clone(name))).collect()
-    }
-
-    fn bytes(&self) -> usize {
-        self.columns.iter().map(|(_, worth)| worth.bytes()).fold(0, usize::saturating_add)
+        self.columns.iter().map(|name| (self.segment.id, Arc::clone(name))).collect()
     }
 }
 
@@ -160,13 +138,11 @@ impl BufferPool {
         let (wanted, receiver) = mpsc::channel(BUFFER_POOL_QUEUE);
         let pool = Self {
             bytes_max,
-            policy,
             runner,
             disk: disk.map(Arc::new),
-            state: Mutex::default(),
+            state: Mutex::new(State::new(policy)),
             flights: Flights::default(),
-            past: Cache::builder().max_capacity(BUFFER_POOL_PAST_MAX).build(),
-            kept_at_nodes: Cache::builder().max_capacity(BUFFER_POOL_PAST_MAX).build(),
+            kept_at_nodes: Cache::builder().max_capacity(BUFFER_POOL_KEPT_MAX).build(),
             wanted,
         };
         (Arc::new(pool), receiver)
@@ -211,16 +187,11 @@ impl BufferPool {
     }
 
     /// A segment of which all of `columns` are here. Counts as a use.
-    pub(crate) fn get(&self, id: SegmentId, columns: &[Arc<str>]) -> Option<DecodedSegment> {
+    pub(crate) fn get(&self, id: SegmentId, columns: &ColumnSet) -> Option<DecodedSegment> {
         let mut state = self.state.lock();
-        let table = state.segments.get(&id).filter(|held| held.has_all(columns))?.table.id;
-        for column in columns {
-            let Some(worth) = state.used(id, column) else { continue };
-            let totals = state.totals.entry((table, Arc::clone(column))).or_default();
-            totals.hits += 1;
-            totals.saved_micros += worth.cost_micros;
-        }
-        state.segments.get(&id).map(|held| held.segment.clone())
+        let segment = state.segments.get(&id).filter(|held| held.has_all(columns))?.segment.clone();
+        state.hit(id, columns);
+        Some(segment)
     }
 
     /// Takes note that a segment was scanned at a storage node, and of what that cost; has the columns loaded if they are
@@ -229,42 +200,29 @@ impl BufferPool {
         &self,
         table: &Arc<TableOfPool>,
         segment: &Arc<SegmentEntry>,
-        columns: &[Arc<str>],
+        columns: &ColumnSet,
         cost_micros: f64,
     ) {
-        let mut state = self.state.lock();
-        let now = state.now;
-        for column in columns {
-            state.totals.entry((table.id, Arc::clone(column))).or_default().misses += 1;
+        // Rows are counted without any.
+        if columns.is_empty() {
+            return;
         }
-        let missing = columns.iter().filter(|column| state.lacks(segment.id, column));
-        let estimated = |column: &Arc<str>| table.estimated_bytes(column, segment.rows).max(1);
-        let missing: Vec<(Arc<str>, usize)> = missing.map(|name| (Arc::clone(name), estimated(name))).collect();
-        let all_bytes = missing.iter().map(|(_, bytes)| *bytes).fold(0, usize::saturating_add);
-        let mut all_loading = true;
-        let missing = missing.into_iter().map(|(column, bytes)| {
-            // With those that are here the scan would have cost as much.
-            let totals = state.totals.entry((table.id, Arc::clone(&column))).or_default();
-            let cost_micros = cost_micros * bytes as f64 / all_bytes as f64;
-            totals.cost_of_misses.add(cost_micros, segment.rows);
-            let cost_micros = totals.cost_of_misses.of(segment.rows).unwrap_or(cost_micros);
-            let key = (segment.id, Arc::clone(&column));
-            let mut worth = self.past.get(&key).unwrap_or_else(|| Worth::new(bytes, self.policy));
-            worth.cost_micros = cost_micros;
-            worth.used(now);
-            all_loading &= state.loading.contains(&key);
-            self.past.insert(key, worth);
-            (column, worth)
-        });
-        let missing: Vec<(Arc<str>, Worth)> = missing.collect();
-        if all_loading {
+        let mut state = self.state.lock();
+        state.missed(table, segment.id, segment.rows, columns, cost_micros);
+        let missing = columns.iter().filter(|column| state.lacks(segment.id, column)).cloned();
+        let missing: Vec<Arc<str>> = missing.collect();
+        if missing.iter().all(|column| state.loading.contains(&(segment.id, Arc::clone(column)))) {
             return;
         }
         // Pinned ones come whatever the others are worth.
-        let (pinned, others) = missing.into_iter().partition(|(name, _)| state.is_pinned(table.id, name));
+        let (pinned, others): (Vec<_>, Vec<_>) = missing.into_iter().partition(|name| state.is_pinned(table.id, name));
         for columns in [pinned, others] {
-            let wanted = Wanted { table: Arc::clone(table), segment: Arc::clone(segment), columns };
-            if wanted.columns.is_empty() || !state.admits(self.room(&state), &wanted) {
+            let wanted = Wanted { table: Arc::clone(table), segment: Arc::clone(segment), columns: columns.into() };
+            if wanted.columns.is_empty() {
+                continue;
+            }
+            let room = self.room(&state);
+            if !state.admits(room, &wanted) {
                 continue;
             }
             let keys = wanted.keys();
@@ -277,8 +235,9 @@ impl BufferPool {
 
     /// Whether what is wanted would still find room.
     fn admits(&self, wanted: &Wanted) -> bool {
-        let state = self.state.lock();
-        state.admits(self.room(&state), wanted)
+        let mut state = self.state.lock();
+        let room = self.room(&state);
+        state.admits(room, wanted)
     }
 
     /// The bytes that it may hold now.
@@ -307,28 +266,16 @@ impl BufferPool {
     fn insert(&self, wanted: &Wanted, loaded: &DecodedSegment) -> bool {
         let mut state = self.state.lock();
         let id = loaded.id();
-        let mut columns = Vec::new();
-        let mut bytes = if state.segments.contains_key(&id) { 0 } else { loaded.footer_bytes() };
-        for (name, worth) in &wanted.columns {
-            let Some(column) = loaded.columns().get(name).filter(|_| state.lacks(id, name)) else { continue };
-            let worth = self.past.get(&(id, Arc::clone(name))).unwrap_or(*worth).taking(column.bytes());
-            bytes = bytes.saturating_add(column.bytes());
-            columns.push((name, column, worth));
-        }
-        let rank = state.claim_of(wanted.table.id, columns.iter().map(|(name, _, worth)| (*name, worth)));
+        let of = |name| Some((name, loaded.columns().get(name)?));
+        let columns: Vec<_> = wanted.columns.iter().filter(|name| state.lacks(id, name)).filter_map(of).collect();
+        let footer = if state.segments.contains_key(&id) { 0 } else { loaded.footer_bytes() };
+        let bytes = columns.iter().map(|(_, column)| column.bytes()).fold(footer, usize::saturating_add);
         let room = self.room(&state);
-        let Some(gone) = state.make_room(room, bytes, rank, id) else {
-            for (name, _, worth) in columns {
-                self.past.insert((id, Arc::clone(name)), worth);
-            }
-            return false;
-        };
-        gone.into_iter().for_each(|(key, worth)| self.past.insert(key, worth));
-        for (name, column, worth) in columns {
-            state.add(&wanted.table, loaded, name, column, worth);
-            self.past.invalidate(&(id, Arc::clone(name)));
+        let has_room = state.make_room(room, bytes, wanted);
+        if has_room {
+            state.add(&wanted.table, loaded, &columns);
         }
-        true
+        has_room
     }
 
     /// A load has ended.
@@ -391,8 +338,11 @@ impl BufferPool {
 
     /// Forgets all columns and results of fragments. What CACHE TABLE has named is loaded again when it is wanted.
     pub(crate) async fn clear(&self) {
-        self.state.lock().retain(|_| false);
-        self.past.invalidate_all();
+        {
+            let mut state = self.state.lock();
+            state.retain(|_| false);
+            state.forget_past();
+        }
         self.kept_at_nodes.invalidate_all();
         self.runner.discard_results();
         if let Some(disk) = &self.disk {
@@ -454,8 +404,7 @@ impl Lender for BufferPool {
         }
         state.lent = state.lent.saturating_add(bytes);
         let room = self.room(&state);
-        let gone = state.shrink_to(room);
-        gone.into_iter().for_each(|(key, worth)| self.past.insert(key, worth));
+        state.shrink_to(room);
         true
     }
 

@@ -385,6 +385,11 @@ impl Engine {
         self.0.embedded_node.is_some()
     }
 
+    /// Bytes that decoded columns take in the buffer pool now.
+    pub fn buffer_pool_bytes(&self) -> usize {
+        self.cluster().buffer_pool().map_or(0, |pool| pool.bytes())
+    }
+
     /// What the engine was opened with.
     pub fn options(&self) -> &EngineOptions {
         &self.0.options

@@ -57,8 +57,12 @@ pub(crate) const SLOW_NODE_PENALTY: Duration = Duration::from_secs(5);
 pub(crate) const STALLED_AFTER: Duration = Duration::from_millis(500);
 /// Segments that wait to be loaded into the buffer pool.
 pub(crate) const BUFFER_POOL_QUEUE: usize = 1_024;
-/// Columns of segments that are not in the buffer pool, and of which it is known what they are worth.
-pub(crate) const BUFFER_POOL_PAST_MAX: u64 = 100_000;
+/// Segments of which nothing is in the buffer pool, and of which it is known what was wanted.
+pub(crate) const BUFFER_POOL_PAST_MAX: u64 = 16_384;
+/// Sets of columns, of all tables, of which it is known what their scans cost.
+pub(crate) const BUFFER_POOL_SETS_MAX: u64 = 4_096;
+/// Results of fragments over segments that nodes are thought to have kept.
+pub(crate) const BUFFER_POOL_KEPT_MAX: u64 = 100_000;
 /// Segments that CACHE TABLE loads at a time: bounds what is held beside the pool.
 pub(crate) const BUFFER_POOL_LOADS_AT_A_TIME: usize = 2;
 /// How many times as long as the last load took the next one waits for queries to end.

@@ -1,10 +1,13 @@
-//! Numbers for groups by one integer, however many these are: for partial aggregates at storage nodes, and for the merging
-//! of their states.
+//! Numbers for groups by integers, however many groups there are: for partial aggregates at storage nodes, and for the
+//! merging of their states.
+
+mod keys;
 
 use arrow::array::{Array, ArrayRef, UInt32Array};
 use arrow::buffer::NullBuffer;
 use arrow::datatypes::DataType;
 use datafusion::common::HashMap;
+pub use keys::KeyGroups;
 
 /// Places of 4 bytes each for each group and row of a batch, at most: what is scarce takes less room in a hash map. Not an
 /// option: what a node sends depends on it.
@@ -77,6 +80,11 @@ impl IntegerGroups {
     /// 4 bytes of its own.
     pub fn new(places_max: usize) -> Self {
         Self { count: 0, last: None, seen: None, null: None, rows: 0, places_max }
+    }
+
+    /// No integers yet, nor any that are told by their order, so that nothing has to be known of those before.
+    fn looked_up(places_max: usize) -> Self {
+        Self { seen: Some(Seen::Near(Places::default())), ..Self::new(places_max) }
     }
 
     /// How many there are.

@@ -1,6 +1,7 @@
 //! `aubade serve`: the coordinator as a process of its own.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use aubade_catalog::ClusterUrl;
 use aubade_engine::{Engine, EngineOptions, FileAccess, FlightOptions, serve_flight};
@@ -10,7 +11,7 @@ use clap::Args;
 use tokio::sync::oneshot;
 
 use crate::machine::MachineArguments;
-use crate::{connect, interrupt, output};
+use crate::{allocator, connect, interrupt, output};
 
 /// Run a coordinator until Ctrl-C or SIGTERM.
 ///
@@ -49,13 +50,15 @@ impl Serve {
         self.machine.report_no_pool(&options);
         // The port first: a second coordinator on this machine must not take over before it fails.
         let listener = connect::listen(&environment, &self.listen).await?;
+        let clock = Arc::clone(&environment.clock);
         let local = connect::local_address(listener.as_ref())?;
         let engine = interrupt::until_shutdown(Engine::open_cluster(environment, &url, options)).await?;
-        let mut running = RunningFlight::start(engine, listener);
+        let mut running = RunningFlight::start(engine.clone(), listener);
         let result = match output::line(&format!("listening on grpc://{local}")) {
             Ok(()) => tokio::select! {
                 signal = interrupt::shutdown_requested() => signal,
                 error = running.failed() => Err(error),
+                never = allocator::keep_freed_memory(&engine, clock.as_ref()) => match never {},
             },
             Err(error) => Err(error),
         };

@@ -10,7 +10,7 @@ use aubade_proto::{
 use aubade_storage_node::{DecodedSegment, DecodedSegments, columns_read};
 use bytes::Bytes;
 
-use super::BufferPool;
+use super::{BufferPool, ColumnSet};
 use crate::storage_client::{ScanStream, StorageClient};
 
 /// Runs scans over what the pool holds, and does nothing else that nodes do.
@@ -21,7 +21,7 @@ pub(crate) struct BufferPoolClient(pub(crate) Arc<BufferPool>);
 #[derive(Debug)]
 struct Reading {
     pool: Arc<BufferPool>,
-    columns: Vec<Arc<str>>,
+    columns: ColumnSet,
 }
 
 impl DecodedSegments for Reading {
@@ -37,7 +37,7 @@ fn refused() -> Error {
 #[async_trait]
 impl StorageClient for BufferPoolClient {
     async fn scan(&self, request: ScanRequest) -> Result<ScanStream> {
-        let reading = Reading { pool: Arc::clone(&self.0), columns: columns_read(&request.fragment)? };
+        let reading = Reading { pool: Arc::clone(&self.0), columns: columns_read(&request.fragment)?.into() };
         self.0.runner().scan_decoded(request, Arc::new(reading))
     }
 

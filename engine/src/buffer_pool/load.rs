@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use super::flights::{Asked, Turn};
 use super::tiered_reader::TieredReader;
-use super::{BufferPool, DiskTier, TableOfPool, Wanted};
+use super::{BufferPool, ColumnSet, DiskTier, TableOfPool, Wanted};
 use crate::cluster::Cluster;
 use crate::limits::{
     BUFFER_POOL_IDLE_LOOK, BUFFER_POOL_LOAD_TIMEOUT, BUFFER_POOL_LOADS_AT_A_TIME, BUFFER_POOL_PAUSE_FACTOR,
@@ -74,7 +74,7 @@ impl Loader {
         let mut found_room = self.pool.admits(wanted);
         // Where nothing is loaded, the next load owes the pause for the last one.
         let mut took = last;
-        if found_room && !self.pool.missing(wanted.segment.id, &wanted.names()).is_empty() {
+        if found_room && !self.pool.missing(wanted.segment.id, &wanted.columns).is_empty() {
             let clock = &self.cluster.environment().clock;
             let started = clock.now();
             found_room = load(&self.cluster, &self.pool, wanted, source).await.unwrap_or_else(|error| {
@@ -101,7 +101,7 @@ impl Loader {
         }
         let wanted = disk.recent().into_iter().filter_map(|(id, columns)| {
             let (table, segment) = segments.get(&id)?;
-            Some(Wanted::of_unknown_worth(&self.pool, table, segment, &columns))
+            Some(Wanted { table: Arc::clone(table), segment: Arc::clone(segment), columns: columns.into() })
         });
         wanted.collect()
     }
@@ -127,8 +127,9 @@ pub(crate) async fn load_table(
     segments: &[Arc<SegmentEntry>],
     columns: &[Arc<str>],
 ) -> Result<()> {
-    let wanted = segments.iter().map(|segment| Wanted::of_unknown_worth(pool, table, segment, columns));
-    let wanted: Vec<Wanted> = wanted.collect();
+    let columns: ColumnSet = columns.into();
+    let of = |segment| Wanted { table: Arc::clone(table), segment: Arc::clone(segment), columns: Arc::clone(&columns) };
+    let wanted: Vec<Wanted> = segments.iter().map(of).collect();
     let load = |wanted| async move { load(cluster, pool, &wanted, Source::Any).await }.boxed();
     let loads = stream::iter(wanted).map(load);
     let found_room: Vec<bool> = loads.buffer_unordered(BUFFER_POOL_LOADS_AT_A_TIME).try_collect().await?;
@@ -150,9 +151,9 @@ pub(crate) async fn load_table(
 
 /// Loads what is missing of a segment, or waits for whoever does; `false` where it found no room.
 async fn load(cluster: &Cluster, pool: &BufferPool, wanted: &Wanted, source: Source) -> Result<bool> {
-    let (id, table, names) = (wanted.segment.id, wanted.table.id, wanted.names());
+    let (id, table) = (wanted.segment.id, wanted.table.id);
     loop {
-        let columns = pool.missing(id, &names);
+        let columns = pool.missing(id, &wanted.columns);
         if columns.is_empty() {
             return Ok(true);
         }
@@ -174,7 +175,7 @@ async fn load(cluster: &Cluster, pool: &BufferPool, wanted: &Wanted, source: Sou
 
 async fn load_missing(cluster: &Cluster, pool: &BufferPool, wanted: &Wanted, source: Source) -> Result<bool> {
     // Anew: another load may have ended just before this one began.
-    let (segment, missing) = (&wanted.segment, pool.missing(wanted.segment.id, &wanted.names()));
+    let (segment, missing) = (&wanted.segment, pool.missing(wanted.segment.id, &wanted.columns));
     if missing.is_empty() {
         return Ok(true);
     }

@@ -13,6 +13,7 @@ use super::new_requests::{NewRequest, NewRequests, RequestKey};
 use super::progress::{Asked, Latest, Progress, next_round};
 use super::requests::{Request, RequestNumber};
 use super::{FanOut, fetch};
+use crate::buffer_pool::ColumnSet;
 use crate::cluster::Member;
 use crate::limits::{LIMITED_REQUESTS_MAX, REQUESTS_PER_PARTITION_MAX, SCAN_ROUND_PAUSE};
 
@@ -49,8 +50,8 @@ impl FanOut {
             };
             let number = self.latest.as_ref().map_or(0, |latest| latest.asked.number + 1);
             let columns = match &self.pooling {
-                Some(_) => columns_read(&fragment)?,
-                None => Vec::new(),
+                Some(_) => columns_read(&fragment)?.into(),
+                None => ColumnSet::default(),
             };
             let keeps = self.pooling.is_some() && self.may_keep_results;
             let key = if keeps { FragmentKey::of(&fragment, self.batch_rows) } else { None };

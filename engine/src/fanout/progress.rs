@@ -8,6 +8,7 @@ use aubade_planner::ScanTask;
 use aubade_proto::{Error, ErrorCode, Fragment, NodeId, Result};
 use aubade_storage_node::FragmentKey;
 
+use crate::buffer_pool::ColumnSet;
 use crate::limits::SCAN_ROUNDS_MAX;
 
 /// How far one segment has come.
@@ -57,7 +58,7 @@ pub(super) struct Asked {
     pub(super) number: usize,
     pub(super) fragment: Arc<Fragment>,
     /// The columns that it reads, and its name among results that are kept; where there is a buffer pool.
-    pub(super) columns: Vec<Arc<str>>,
+    pub(super) columns: ColumnSet,
     pub(super) key: Option<FragmentKey>,
 }
 

@@ -11,8 +11,8 @@ use datafusion::physical_plan::aggregates::AggregateExec;
 
 use crate::merge_states::MergeStatesExec;
 
-/// Puts a [`MergeStatesExec`] in the place of the last stage of each aggregate by one integer. It comes after all rules that
-/// look for aggregates.
+/// Puts a [`MergeStatesExec`] in the place of the last stage of each aggregate by one integer or two. It comes after all
+/// rules that look for aggregates.
 #[derive(Debug)]
 pub struct MergeByIntegers;
 

@@ -6,7 +6,7 @@ use std::ops::Range;
 use async_trait::async_trait;
 use aubade_catalog::NodeEntry;
 use aubade_catalog::snapshot::Table;
-use aubade_environment::{Environment, TaskGroup};
+use aubade_environment::{Environment, Random, SeededRandom, TaskGroup};
 use aubade_proto::{
     CallHeader, Epoch, NodeInfo, PutReceipt, ScanRequest, SegmentDescription, SegmentId, SegmentId as Id,
 };
@@ -106,10 +106,14 @@ impl Filled {
     }
 
     async fn in_environment(db: &Database, environment: Environment) -> Self {
+        Self::of(db, environment, 16 << 20, BufferPoolPolicy::default()).await
+    }
+
+    async fn of(db: &Database, environment: Environment, bytes: usize, policy: BufferPoolPolicy) -> Self {
         let (snapshot, reads) = (db.engine.snapshot().await.unwrap(), Reads::default());
         let clients = Noting { members: db.engine.cluster().members(), reads: Arc::clone(&reads) };
         let runner = FragmentRunner::new(Arc::clone(&environment.clock), 2, TaskGroup::new(), 0).unwrap();
-        let (pool, wanted) = BufferPool::new(16 << 20, BufferPoolPolicy::default(), None, Arc::new(runner));
+        let (pool, wanted) = BufferPool::new(bytes, policy, None, Arc::new(runner));
         let (clients, epoch) = (Arc::new(clients), db.engine.epoch());
         let cluster = Cluster::new(environment, clients, &snapshot, epoch, None, Some(Arc::clone(&pool)));
         let table = Arc::clone(snapshot.tables().next().unwrap());
@@ -194,6 +198,92 @@ async fn what_is_pinned_is_listed_when_it_has_given_way() {
     db.engine.shutdown().await;
 }
 
+fn set(columns: &[&str]) -> ColumnSet {
+    columns.iter().map(|name| Arc::from(*name)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_told_twice_stays_alike_whatever_happens() {
+    let db = database().await;
+    for (seed, policy) in [(1, BufferPoolPolicy::Weighted), (2, BufferPoolPolicy::LeastFrequentlyUsed)] {
+        // Room for about half of the columns.
+        let mut filled = Filled::of(&db, db.engine.environment().clone(), 48 << 10, policy).await;
+        let (pool, mut wanted) = (Arc::clone(&filled.pool), filled.wanted.take().unwrap());
+        let table = Arc::new(TableOfPool::from(filled.table.as_ref()));
+        let segments = filled.table.segments.clone();
+        let sets = [&["a"][..], &["b"], &["c"], &["a", "b"], &["b", "c"], &["a", "b", "c"]];
+        let (mut lent, mut pinned, mut evicted) = (0, Vec::new(), false);
+        let random = SeededRandom::new(seed);
+        let below = |bound| random.below(bound) as usize;
+        for _ in 0..1_500 {
+            let (columns, segment) = (set(sets[below(6)]), &segments[below(3)]);
+            pool.tick();
+            match below(40) {
+                0 => pool.forget_dropped(&BTreeSet::from([table.id])),
+                1 => pool.retain_segments(&BTreeSet::from([segment.id]), &BTreeSet::from([table.id])).await,
+                2 => pool.clear().await,
+                3 if lent == 0 && pool.lend(20 << 10) => lent = 20 << 10,
+                4 => pool.repay(std::mem::take(&mut lent)),
+                5 => pinned.extend(pool.pin(&table, &columns, 10).ok()),
+                6 => pinned.clear(),
+                7 => pinned.drain(..).for_each(crate::buffer_pool::Pinning::keep),
+                8 => pool.unpin(table.id),
+                9..15 => {
+                    let _ = load_table(&filled.cluster, &pool, &table, &segments, &columns).await;
+                }
+                _ if pool.get(segment.id, &columns).is_some() => {}
+                _ => pool.missed(&table, segment, &columns, below(2_000) as f64),
+            }
+            while let Ok(next) = wanted.try_recv() {
+                load(&filled.cluster, &pool, &next, Source::Any).await.unwrap();
+                pool.loaded(&next);
+            }
+            let state = pool.state.lock();
+            state.check();
+            assert!(state.bytes <= pool.bytes_max().saturating_sub(state.lent) && state.loading.is_empty());
+            evicted |= segments.iter().any(|segment| !state.segments.contains_key(&segment.id));
+        }
+        assert!(evicted);
+    }
+    db.engine.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn columns_that_are_read_together_stay_together() {
+    let db = database().await;
+    let columns_bytes = {
+        let filled = Filled::new(&db).await;
+        filled.cache(&["a", "b"]).await;
+        filled.pool.bytes()
+    };
+    // Room for both of all segments, or for other columns in their place.
+    let environment = db.engine.environment().clone();
+    let mut filled = Filled::of(&db, environment, columns_bytes + columns_bytes / 8, BufferPoolPolicy::Weighted).await;
+    let (pool, mut wanted) = (Arc::clone(&filled.pool), filled.wanted.take().unwrap());
+    let table = Arc::new(TableOfPool::from(filled.table.as_ref()));
+    let segments = filled.table.segments.clone();
+    // Each column of the pair is wanted as often as c, which costs more to be without than either alone.
+    for _ in 0..20 {
+        for (columns, cost_micros) in [(set(&["a", "b"]), 9_000.0), (set(&["a", "c"]), 2_000.0), (set(&["c"]), 100.0)] {
+            pool.tick();
+            for segment in &segments {
+                if pool.get(segment.id, &columns).is_none() {
+                    pool.missed(&table, segment, &columns, cost_micros);
+                }
+            }
+            while let Ok(next) = wanted.try_recv() {
+                load(&filled.cluster, &pool, &next, Source::Any).await.unwrap();
+                pool.loaded(&next);
+            }
+        }
+    }
+    for segment in &segments {
+        assert!(pool.holds(segment.id, &set(&["a", "b"])), "{pool:?}");
+        assert!(!pool.holds(segment.id, &set(&["c"])), "{pool:?}");
+    }
+    db.engine.shutdown().await;
+}
+
 /// A loader beside a query that has missed all segments of a column, on a clock that stands still.
 struct Loading {
     clock: Arc<ManualClock>,
@@ -214,7 +304,7 @@ impl Loading {
         let run = loader.run(db.engine.snapshot().await.unwrap()).boxed();
         let table = Arc::new(TableOfPool::from(filled.table.as_ref()));
         for segment in &filled.table.segments {
-            filled.pool.missed(&table, segment, &[Arc::from("a")], 1_000.0);
+            filled.pool.missed(&table, segment, &set(&["a"]), 1_000.0);
         }
         Self { clock, filled, query, run }
     }
