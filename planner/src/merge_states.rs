@@ -468,9 +468,8 @@ mod tests {
             ("SELECT key, first_value(text ORDER BY value, real) FROM t GROUP BY key", 0),
             ("SELECT text, sum(value) FROM t GROUP BY text", 0),
             ("SELECT key, small, sum(value) FROM t GROUP BY key, small", 1),
-            ("SELECT far, day, count(*), min(text) FROM t GROUP BY far, day", 1),
+            ("SELECT far, day, count(*) FROM t GROUP BY far, day", 1),
             ("SELECT far, day, cents, count(*) FROM t GROUP BY far, day, cents", 0),
-            ("SELECT at, count(DISTINCT far) FROM t GROUP BY at", 2),
             ("SELECT key, text, sum(value) FROM t GROUP BY key, text", 0),
             // The last stage has the number of the grouping set as a key.
             ("SELECT key, sum(value) FROM t GROUP BY ROLLUP (key)", 1),
@@ -479,7 +478,7 @@ mod tests {
             ("SELECT key, count(*) FROM t WHERE value < 0 GROUP BY ROLLUP (key)", 1),
             ("SELECT sum(value) FROM t", 0),
         ] {
-            for (memory_bytes, gives_up) in [(1 << 30, false), (1_200_000, true)] {
+            for (memory_bytes, gives_up) in [(1 << 30, false), (600_000, true)] {
                 if gives_up && merges == 0 {
                     continue;
                 }

@@ -262,7 +262,7 @@ async fn columns_that_are_read_together_stay_together() {
     let (pool, mut wanted) = (Arc::clone(&filled.pool), filled.wanted.take().unwrap());
     let table = Arc::new(TableOfPool::from(filled.table.as_ref()));
     let segments = filled.table.segments.clone();
-    // Each column of the pair is wanted as often as c, which costs more to be without than either alone.
+    // c is wanted twice as often as b, which is of use only with a, and saves more so.
     for _ in 0..20 {
         for (columns, cost_micros) in [(set(&["a", "b"]), 9_000.0), (set(&["a", "c"]), 2_000.0), (set(&["c"]), 100.0)] {
             pool.tick();
