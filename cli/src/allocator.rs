@@ -63,8 +63,8 @@ fn give_back() {
 }
 
 /// Has freed memory kept for a minute instead of a second for as long as less is resident beside the buffer pool than half
-/// of what queries may take. `MIMALLOC_PURGE_DELAY` in the environment says what holds otherwise, and where that
-/// is no time at all, or for ever, it holds always.
+/// of what queries may take. `MIMALLOC_PURGE_DELAY` in the environment says what holds otherwise, and where that is no time
+/// at all, or for ever, it holds always.
 pub(crate) async fn keep_freed_memory(engine: &Engine, clock: &dyn Clock) -> Infallible {
     let (usual, for_queries) = (purge_delay(), engine.options().memory_limit_bytes());
     if usual <= 0 {
