@@ -161,6 +161,11 @@ class Flight:
         return self.record_of(self.query_id)
 
 
+def metric(session, name: str) -> int:
+    """The value of a counter or gauge of the coordinator."""
+    return session.run(f"SELECT value FROM system.metrics WHERE name = '{name}'").column("value")[0].as_py()
+
+
 def interleave(
     cases: dict[Hashable, Callable[[], object]],
     runs: int,

@@ -11,7 +11,7 @@ import concurrent.futures
 import contextlib
 import random
 
-from common import Adbc, main, parser, tpch_query
+from common import Adbc, main, metric, parser, tpch_query
 from cluster import Cluster
 from peers import MIB, load, numbers
 
@@ -51,11 +51,6 @@ def fill(cluster):
                 assert "LIMIT_EXCEEDED" in str(error), error
                 return
             cached.append(column)
-
-
-def metric(session, name):
-    """The value of a counter or gauge of the coordinator."""
-    return session.run(f"SELECT value FROM system.metrics WHERE name = '{name}'").column("value")[0].as_py()
 
 
 def run(options, folder, stack):

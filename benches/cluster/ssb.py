@@ -39,14 +39,12 @@ import sys
 import time
 
 from choice import most_gained
-from common import Adbc, Coordinator, Flight, QuietCluster, heading, main, parser, require
+from common import Adbc, Coordinator, Flight, QuietCluster, heading, main, metric, parser, require
 from engines import rows_of
 from link import Link, LinkedCluster, make_link
 from peers import MIB, load, same
 
 HYBRID_TARGET, POLICY_TARGET = 2.2, 1.37
-# The part of a buffer pool that is for columns; the rest is for results of fragments.
-COLUMNS_PART = 15 / 16
 # As in FlexPushdownDB's generator, by the mix.
 THETA = {"plain": 2.0, "weighted": 0.5}
 
@@ -270,13 +268,17 @@ def derive(cluster):
                 before = f"INSERT INTO ssb.lineorder_{year}"
 
 
+def columns_in(texts, prefix):
+    """The columns with a prefix that are named."""
+    return set(re.findall(rf"\b{prefix}_[a-z0-9]+\b", texts))
+
+
 def columns_of(queries):
     """The columns that the queries read, by table; those of lineorder for each year."""
     texts = " ".join(query.sql for query in queries)
-    found = set(re.findall(rf"\b(?:{'|'.join(TABLES)})_[a-z0-9]+\b", texts))
     columns = {}
     for prefix, tables in TABLES.items():
-        of_table = sorted(column for column in found if column.startswith(f"{prefix}_"))
+        of_table = sorted(columns_in(texts, prefix))
         columns |= {table: of_table for table in tables if of_table}
     return columns
 
@@ -286,10 +288,10 @@ def is_small(table):
     return table not in TABLES["lo"]
 
 
-def cache_tables(session, queries, are_wanted=lambda table: True):
+def cache_tables(session, queries, small_only=False):
     """Loads all columns of tables that the queries read into the buffer pool."""
     for table, columns in columns_of(queries).items():
-        if are_wanted(table):
+        if is_small(table) or not small_only:
             session.run(f"CACHE TABLE ssb.{table} ({', '.join(columns)})")
 
 
@@ -322,8 +324,8 @@ def modes(pool_bytes, needed):
     return {
         # With room for what is estimated before it is loaded.
         "all": (("--buffer-pool", str(2 * total_bytes(needed))), "auto"),
-        # With the room for what is estimated, which is less than a segment of lineorder needs beside it.
-        "dims": (("--buffer-pool", str(3 * small_bytes(needed) // 2)), "auto"),
+        # With the room for what is estimated, beside which only the smallest segment of lineorder finds any.
+        "dims": (("--buffer-pool", str(max(MIB, 3 * small_bytes(needed) // 2))), "auto"),
         "hybrid": (pool, "auto"),
         "pool": (pool, "off"),
         "pushdown": (("--buffer-pool", "0"), "auto"),
@@ -337,8 +339,7 @@ def start_modes(cluster, pool_bytes, needed, queries, stack):
     for mode, (options, pushdown) in modes(pool_bytes, needed).items():
         coordinators[mode] = Mode(cluster, mode, stack, options, pushdown)
         if mode in ("all", "dims"):
-            are_wanted = is_small if mode == "dims" else lambda table: True
-            cache_tables(coordinators[mode].session, queries, are_wanted)
+            cache_tables(coordinators[mode].session, queries, small_only=mode == "dims")
     return coordinators
 
 
@@ -461,6 +462,8 @@ def run(options, folder, stack):
         "working_set_bytes": total_bytes(needed),
         "needed_bytes": needed,
         "pool_bytes": pool_bytes,
+        # What is left of it beside results of fragments.
+        "columns_limit_bytes": metric(coordinators["hybrid"].session, "buffer_pool_limit_bytes"),
         "segments": sum(table["segments"] for table in tables),
         "warm_up": len(warm_up),
         "queries": [dataclasses.asdict(query) for query in queries],
@@ -483,10 +486,10 @@ def best_seconds(result):
     gains = {table: {} for table in TABLES["lo"]}
     for query, with_all, with_dims in zip(result["queries"], of_query["all"], of_query["dims"]):
         wanted = gains[f"lineorder_{query['year']}"]
-        columns = frozenset(re.findall(r"\blo_[a-z0-9]+\b", query["sql"]))
+        columns = frozenset(columns_in(query["sql"], "lo"))
         wanted[columns] = wanted.get(columns, 0.0) + with_dims - with_all
     needed = result["needed_bytes"]
-    room = max(0.0, COLUMNS_PART * result["pool_bytes"] - small_bytes(needed))
+    room = max(0, result["columns_limit_bytes"] - small_bytes(needed))
     tables = [(wanted, needed[table]) for table, wanted in gains.items() if wanted]
     gained = most_gained(tables, room) / sum(of_query["dims"])
     return (1 - gained) * statistics.median(result["modes"]["dims"]["seconds"])
@@ -537,8 +540,8 @@ def report(result):
     print(f"hybrid against {better}, the better of the two: {verdict_of_hybrid}")
     print(f"weighted (hybrid) against lfu: {verdict(rates['hybrid'] / rates['lfu'], POLICY_TARGET)}")
     best_rate = len(result["queries"]) / best_seconds(result)
-    for what, rate in (("with all columns in the pool", rates["all"]), ("with the best choice for its room, about", best_rate)):
-        print(f"{what}: {', '.join(f'{rate / rates[mode]:.2f}x {mode}' for mode in (better, 'lfu'))}")
+    for what, rate in (("all columns in the pool", rates["all"]), ("the best choice for its room, about", best_rate)):
+        print(f"with {what}: {', '.join(f'{rate / rates[mode]:.2f}x {mode}' for mode in (better, 'lfu'))}")
     years = [query["year"] for query in result["queries"]]
     shares = ", ".join(f"{year} {100 * years.count(year) / len(years):.0f} %" for year in YEARS)
     print(f"years asked for: {shares}; {result['queries_with_rows']} of {len(years)} queries have rows")

@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::ffi::c_long;
-use std::fs;
 use std::time::Duration;
 
 use aubade_engine::Engine;
@@ -10,37 +9,28 @@ use aubade_environment::{Clock, tasks};
 use libmimalloc_sys::{mi_collect, mi_option_get, mi_option_set, mi_option_t};
 use mimalloc::MiMalloc;
 
+use crate::machine;
+
 /// Batches and their buffers come and go by the megabyte on every thread, and are often freed on another one.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
-/// `mi_option_purge_delay` of mimalloc 3, which the crate does not name: milliseconds after which freed memory goes back to
-/// the operating system.
+/// `mi_option_purge_delay` of mimalloc 3, which the crate does not name: milliseconds after which freed memory goes back
+/// to the operating system.
 const PURGE_DELAY: mi_option_t = 15;
 
-/// How long freed memory is kept while there is room, milliseconds. After a second, which is the default, a query that comes
-/// after a pause has all pages zeroed again that it writes to.
+/// How long freed memory is kept while there is room, milliseconds. After a second, which is the default, the pages that
+/// the next query writes to have to be zeroed again.
 const KEPT_MILLIS: c_long = 60_000;
 
 /// How often it is seen whether there is room.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Whether freed memory is kept for longer while so much is resident, `of_pool` of it in the buffer pool, of a process whose
-/// queries may take `for_queries`; bytes. What is kept has some lead, so that it is not given back and kept by turns.
+/// Whether freed memory is kept for longer while so much is resident, `of_pool` of it in the buffer pool, of a process
+/// whose queries may take `for_queries`; bytes. What is kept has some lead, so that it is not given back and kept by turns.
 fn has_room(keeps: bool, resident: u64, of_pool: usize, for_queries: usize) -> bool {
     let eighths = if keeps { 4 } else { 3 };
     resident.saturating_sub(of_pool as u64) < (for_queries / 8).saturating_mul(eighths) as u64
-}
-
-/// Bytes of this process that are resident; `None` where the system does not say.
-fn resident_bytes() -> Option<u64> {
-    resident_of(&fs::read_to_string("/proc/self/status").ok()?)
-}
-
-fn resident_of(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kibibytes.checked_mul(1024)
 }
 
 #[expect(unsafe_code, reason = "the allocator has no safe interface for its options")]
@@ -62,9 +52,9 @@ fn give_back() {
     unsafe { mi_collect(true) }
 }
 
-/// Has freed memory kept for a minute instead of a second for as long as less is resident beside the buffer pool than half
-/// of what queries may take. `MIMALLOC_PURGE_DELAY` in the environment says what holds otherwise, and where that is no time
-/// at all, or for ever, it holds always.
+/// Has freed memory kept for a minute instead of a second for as long as less is resident beside the buffer pool than
+/// half of what queries may take. `MIMALLOC_PURGE_DELAY` in the environment says what holds otherwise, and where that is
+/// no time at all, or for ever, it holds always.
 pub(crate) async fn keep_freed_memory(engine: &Engine, clock: &dyn Clock) -> Infallible {
     let (usual, for_queries) = (purge_delay(), engine.options().memory_limit_bytes());
     if usual <= 0 {
@@ -72,7 +62,7 @@ pub(crate) async fn keep_freed_memory(engine: &Engine, clock: &dyn Clock) -> Inf
     }
     let mut keeps = false;
     loop {
-        let resident = resident_bytes();
+        let resident = machine::resident_bytes();
         let has_room = resident.is_some_and(|bytes| has_room(keeps, bytes, engine.buffer_pool_bytes(), for_queries));
         if has_room != std::mem::replace(&mut keeps, has_room) {
             set_purge_delay(if has_room { usual.max(KEPT_MILLIS) } else { usual });
@@ -104,14 +94,5 @@ mod tests {
         assert!(has_room(false, 0, 1 << 30, 2 << 30) && has_room(true, (5 << 30) - 1, 4 << 30, 2 << 30));
         assert!(!has_room(false, (5 << 30) - 1, 4 << 30, 2 << 30) && !has_room(true, 5 << 30, 4 << 30, 2 << 30));
         assert!(!has_room(true, 0, 0, 0) && !has_room(true, u64::MAX, 0, usize::MAX));
-    }
-
-    #[test]
-    fn what_is_resident_is_read() {
-        assert_eq!(resident_of("Name:\taubade\nVmHWM:\t  999 kB\nVmRSS:\t  123 kB\nThreads:\t3\n"), Some(123 << 10));
-        for status in ["", "VmRSS:\t 123 MB", "VmRSS: kB", "VmRSS: 99999999999999999999 kB"] {
-            assert_eq!(resident_of(status), None, "{status}");
-        }
-        assert!(!cfg!(target_os = "linux") || resident_bytes().is_some_and(|bytes| bytes > 0));
     }
 }

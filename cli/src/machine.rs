@@ -23,15 +23,22 @@ const POOL_BYTES_UNKNOWN: u64 = 1 << 30;
 
 /// Bytes of memory that this process may have: those of the machine, or of its control groups where these have fewer.
 fn memory_bytes() -> Option<u64> {
-    let machine = fs::read_to_string("/proc/meminfo").ok().as_deref().and_then(total_of);
+    let machine =
+        fs::read_to_string("/proc/meminfo").ok().as_deref().and_then(|meminfo| bytes_of(meminfo, "MemTotal:"));
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let limits = limit_files(&groups).into_iter();
     let limits = limits.filter_map(|file| fs::read_to_string(file).ok()?.trim().parse().ok());
     limits.chain(machine).min()
 }
 
-fn total_of(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+/// Bytes of this process that are resident; `None` where the system does not say.
+pub(crate) fn resident_bytes() -> Option<u64> {
+    bytes_of(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
+}
+
+/// What a file of /proc says of a name, there in kibibytes.
+fn bytes_of(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kibibytes.checked_mul(1024)
 }
@@ -254,8 +261,13 @@ mod tests {
 
     #[test]
     fn the_memory_is_read() {
+        let total_of = |text| bytes_of(text, "MemTotal:");
         assert_eq!(total_of("MemFree: 1 kB\nMemTotal:       16 kB\n"), Some(16 << 10));
-        assert_eq!(total_of("MemFree: 1 kB\n"), None);
+        let beyond = "MemTotal: 99999999999999999999 kB";
+        for text in ["", "MemFree: 1 kB\n", "MemTotal:\t 123 MB", "MemTotal: kB", beyond] {
+            assert_eq!(total_of(text), None, "{text}");
+        }
+        assert!(!cfg!(target_os = "linux") || resident_bytes().is_some_and(|bytes| bytes > 0));
         let files = limit_files("12:cpu,memory:/a\n3:cpu:/b\n0::/c/d\nnonsense\n");
         let files: Vec<_> = files.iter().map(|file| file.to_str().unwrap()).collect();
         let expected = [

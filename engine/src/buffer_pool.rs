@@ -188,10 +188,7 @@ impl BufferPool {
 
     /// A segment of which all of `columns` are here. Counts as a use.
     pub(crate) fn get(&self, id: SegmentId, columns: &ColumnSet) -> Option<DecodedSegment> {
-        let mut state = self.state.lock();
-        let segment = state.segments.get(&id).filter(|held| held.has_all(columns))?.segment.clone();
-        state.hit(id, columns);
-        Some(segment)
+        self.state.lock().hit(id, columns)
     }
 
     /// Takes note that a segment was scanned at a storage node, and of what that cost; has the columns loaded if they are

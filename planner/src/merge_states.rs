@@ -1,5 +1,5 @@
-//! The last stage of an aggregate by one integer or two. DataFusion's operator hashes and compares keys; where they lie near to one
-//! another, each can have a place of its own.
+//! The last stage of an aggregate by one integer or two. DataFusion's operator hashes and compares keys; where they lie
+//! near to one another, each can have a place of its own.
 
 use std::fmt;
 use std::sync::Arc;
@@ -49,8 +49,8 @@ pub(crate) struct MergeStatesExec {
 }
 
 impl MergeStatesExec {
-    /// In place of an aggregate; `None` where that is no last stage, or has other keys than one integer or two, or functions that do
-    /// not merge the states of many groups at once.
+    /// In place of an aggregate; `None` where that is no last stage, or has other keys than one integer or two, or
+    /// functions that do not merge the states of many groups at once.
     pub(crate) fn in_place_of(aggregate: &AggregateExec) -> Option<Self> {
         let is_last = matches!(aggregate.mode(), AggregateMode::Final | AggregateMode::FinalPartitioned);
         let is_plain = aggregate.limit_options().is_none()

@@ -41,7 +41,7 @@ pub fn session_config(options: &PlannerOptions) -> SessionConfig {
     // keys: neither its own nor those of the other side, which is mostly the larger one.
     settings.optimizer.hash_join_single_partition_threshold = 8 << 20;
     // Where a tenth of the keys between the smallest and the largest one of a build side is there, a place of 4 bytes for
-    // each of them takes about as much as a hash table of its rows, and is found faster.
+    // each of them takes about as much as a hash table of its rows, and nothing is hashed or compared.
     settings.execution.perfect_hash_join_min_key_density = 0.1;
     // DataFusion 55 panics in it where a group key is NaN.
     settings.optimizer.enable_topk_aggregation = false;

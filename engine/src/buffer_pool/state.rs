@@ -169,8 +169,7 @@ impl State {
 
     /// Makes room for so many bytes of what is wanted; false, and nothing goes, where that is not enough.
     pub(super) fn make_room(&mut self, bytes_max: usize, bytes: usize, wanted: &Wanted) -> bool {
-        let goes = self.goes_for(bytes_max, bytes, wanted);
-        let Some(goes) = goes else { return false };
+        let Some(goes) = self.goes_for(bytes_max, bytes, wanted) else { return false };
         for (id, name) in goes {
             self.remove(id, &name);
         }
@@ -193,25 +192,24 @@ impl State {
         }
     }
 
-    /// Columns that are here were wanted.
-    pub(super) fn hit(&mut self, id: SegmentId, columns: &ColumnSet) {
-        let Some(held) = self.segments.get(&id) else { return };
+    /// A segment of which all of `columns` are here, which were wanted.
+    pub(super) fn hit(&mut self, id: SegmentId, columns: &ColumnSet) -> Option<DecodedSegment> {
+        let held = self.segments.get_mut(&id).filter(|held| held.has_all(columns))?;
         let (table, rows) = (held.table.id, held.segment.rows_total());
-        let of = |column| held.segment.columns().get(column).map_or(1, |column| column.bytes().max(1));
-        let bytes: Vec<usize> = columns.iter().map(of).collect();
-        let all_bytes = bytes.iter().copied().fold(0, usize::saturating_add);
+        let here = held.segment.columns();
+        let bytes_of = |column: &Arc<str>| here.get(column).map_or(1, |column| column.bytes().max(1));
+        let all_bytes = columns.iter().map(bytes_of).fold(0, usize::saturating_add);
         let cost = self.costs.get(&(table, Arc::clone(columns))).and_then(|cost| cost.of(rows));
         let cost = cost.or_else(|| held.wants.cost_micros(columns));
         let cost_micros = cost.unwrap_or_else(|| unknown_cost_micros(all_bytes));
-        for (column, bytes) in columns.iter().zip(bytes) {
+        for column in columns.iter() {
             let totals = self.totals.entry((table, Arc::clone(column))).or_default();
             totals.hits += 1;
-            totals.saved_micros += cost_micros * bytes as f64 / all_bytes as f64;
+            totals.saved_micros += cost_micros * bytes_of(column) as f64 / all_bytes as f64;
         }
-        if let Some(held) = self.segments.get_mut(&id) {
-            held.wants.used(columns, cost_micros, self.now);
-            self.stale.insert(id);
-        }
+        held.wants.used(columns, cost_micros, self.now);
+        self.stale.insert(id);
+        Some(held.segment.clone())
     }
 
     /// Columns of a segment were wanted, of which some are not here; the scan has cost so much.

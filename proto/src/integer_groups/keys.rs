@@ -4,9 +4,9 @@ use arrow::array::ArrayRef;
 
 use super::IntegerGroups;
 
-/// Numbers for one or two integers each, from 0 on in the order in which they come. Where there are two, each has a number of
-/// its own, and the pair of these is looked up: that is one hash of 64 bits instead of one of each key, and a comparison
-/// with each. A third key would take two more look-ups for each row.
+/// Numbers for one or two integers each, from 0 on in the order in which they come. Where there are two, each has a number
+/// of its own, and the pair of these is looked up: that is one hash of 64 bits instead of one of each key, and a
+/// comparison with each. A third key would take two more look-ups for each row.
 #[derive(Debug)]
 pub struct KeyGroups {
     first: IntegerGroups,

@@ -129,6 +129,14 @@ impl Filled {
         pinned.keep();
     }
 
+    /// Loads what queries have missed.
+    async fn load_wanted(&self, wanted: &mut mpsc::Receiver<Wanted>) {
+        while let Ok(next) = wanted.try_recv() {
+            load(&self.cluster, &self.pool, &next, Source::Any).await.unwrap();
+            self.pool.loaded(&next);
+        }
+    }
+
     /// What was read of which segment, in order.
     fn reads(&self) -> Vec<(SegmentId, Vec<Range<u64>>)> {
         let mut reads = std::mem::take(&mut *self.reads.lock());
@@ -234,10 +242,7 @@ async fn what_is_told_twice_stays_alike_whatever_happens() {
                 _ if pool.get(segment.id, &columns).is_some() => {}
                 _ => pool.missed(&table, segment, &columns, below(2_000) as f64),
             }
-            while let Ok(next) = wanted.try_recv() {
-                load(&filled.cluster, &pool, &next, Source::Any).await.unwrap();
-                pool.loaded(&next);
-            }
+            filled.load_wanted(&mut wanted).await;
             let state = pool.state.lock();
             state.check();
             assert!(state.bytes <= pool.bytes_max().saturating_sub(state.lent) && state.loading.is_empty());
@@ -257,29 +262,28 @@ async fn columns_that_are_read_together_stay_together() {
         filled.pool.bytes()
     };
     // Room for both of all segments, or for other columns in their place.
-    let environment = db.engine.environment().clone();
-    let mut filled = Filled::of(&db, environment, columns_bytes + columns_bytes / 8, BufferPoolPolicy::Weighted).await;
-    let (pool, mut wanted) = (Arc::clone(&filled.pool), filled.wanted.take().unwrap());
-    let table = Arc::new(TableOfPool::from(filled.table.as_ref()));
-    let segments = filled.table.segments.clone();
-    // c is wanted twice as often as b, which is of use only with a, and saves more so.
-    for _ in 0..20 {
-        for (columns, cost_micros) in [(set(&["a", "b"]), 9_000.0), (set(&["a", "c"]), 2_000.0), (set(&["c"]), 100.0)] {
-            pool.tick();
-            for segment in &segments {
-                if pool.get(segment.id, &columns).is_none() {
-                    pool.missed(&table, segment, &columns, cost_micros);
+    let bytes = columns_bytes + columns_bytes / 8;
+    for (policy, keeps_both) in [(BufferPoolPolicy::Weighted, true), (BufferPoolPolicy::LeastFrequentlyUsed, false)] {
+        let mut filled = Filled::of(&db, db.engine.environment().clone(), bytes, policy).await;
+        let (pool, mut wanted) = (Arc::clone(&filled.pool), filled.wanted.take().unwrap());
+        let table = Arc::new(TableOfPool::from(filled.table.as_ref()));
+        let segments = &filled.table.segments;
+        // c is wanted twice as often as b, which is of use only with a, and saves more so.
+        for _ in 0..20 {
+            for (columns, cost) in [(set(&["a", "b"]), 9_000.0), (set(&["a", "c"]), 2_000.0), (set(&["c"]), 100.0)] {
+                pool.tick();
+                for segment in segments {
+                    if pool.get(segment.id, &columns).is_none() {
+                        pool.missed(&table, segment, &columns, cost);
+                    }
                 }
-            }
-            while let Ok(next) = wanted.try_recv() {
-                load(&filled.cluster, &pool, &next, Source::Any).await.unwrap();
-                pool.loaded(&next);
+                filled.load_wanted(&mut wanted).await;
             }
         }
-    }
-    for segment in &segments {
-        assert!(pool.holds(segment.id, &set(&["a", "b"])), "{pool:?}");
-        assert!(!pool.holds(segment.id, &set(&["c"])), "{pool:?}");
+        let holds_both = |segment: &&Arc<SegmentEntry>| pool.holds(segment.id, &set(&["a", "b"]));
+        let both = segments.iter().filter(holds_both).count();
+        assert_eq!(both == segments.len(), keeps_both, "{both} {pool:?}");
+        assert!(!keeps_both || !segments.iter().any(|segment| pool.holds(segment.id, &set(&["c"]))), "{pool:?}");
     }
     db.engine.shutdown().await;
 }
